@@ -1,0 +1,216 @@
+"""What every stage's run has in common: its flags, its log, its files, and its good manners.
+
+    out/<stage>/log.jsonl      one line an interval, every measured number
+    out/<stage>/curves.png     the same, drawn
+    out/<stage>/ckpt.pt        the newest checkpoint, always whole
+    out/<stage>/results.json   what the stage achieved
+
+A second run in the same folder keeps the first one's checkpoint and log as ckpt.prev.pt and log.prev.jsonl.
+
+A user's mistake is a UserError: one sentence and exit status 2, never a traceback.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import io
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """Something only the user can put right. The message is one sentence: what, where, and the remedy."""
+
+
+def knob(default, help):
+    """A dataclass field that is also a command-line flag."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Common:
+    """The flags of every stage."""
+
+    out: str = knob("out", "folder for results; each stage writes in its own folder there")
+    data: str = knob("", "file to read instead of the embedded world")
+    seed: int = knob(1, "random seed")
+    device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
+    threads: int = knob(0, "CPU threads; 0: all cores")
+    log_every: int = knob(20, "steps between two lines of the log")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        if typo := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            near = difflib.get_close_matches(typo[1], self._option_string_actions, 1)
+            message = f"there is no flag {typo[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        self.exit(2, f"{self.prog}: {message} (python {self.prog} --help lists every flag)\n")
+
+
+def parse(config, description, argv=None):
+    """Read a dataclass of knobs from the command line, each under its exact name."""
+    parser = _Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False,
+                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110))
+    for f in dataclasses.fields(config):
+        help = f"{f.metadata['help']} (default: {f.default if f.default != '' else 'none'})"
+        how = {"action": "store_true"} if f.type is bool else {"type": f.type, "metavar": f.type.__name__.upper()}
+        parser.add_argument(f"--{f.name}", default=f.default, help=help.replace("%", "%%"), **how)
+    return config(**vars(parser.parse_args(argv)))
+
+
+def main(config, train, description):
+    """The command line of a stage: read the flags, train, and part politely whatever happens."""
+    try:
+        train(parse(config, description))
+    except UserError as error:
+        sys.exit(_say(error))
+    except KeyboardInterrupt:
+        print("\nStopped. What was saved before is whole.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has left, as in `python gpt.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        sys.exit(_say(f"{error.filename or 'the output'}: {error.strerror}: free some space or choose another --out; what was saved before is whole"))
+    except torch.OutOfMemoryError:
+        sys.exit(_say("the device is out of memory: choose a smaller batch or --device cpu"))
+
+
+def _say(error):
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    return 2
+
+
+def write(path, content, keep=None):
+    """Write bytes or str to a file that is either old or new, whole in both cases. The old one is kept as `keep`."""
+    path = Path(path)
+    half = path.with_name(path.name + ".tmp")
+    try:
+        with open(half, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(half, path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def choose_device(name):
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} can not be used here ({str(error).splitlines()[0]}): use --device cpu") from None
+    return name
+
+
+class Run:
+    """One run of a stage: seeds and threads at the start, then log lines, checkpoints, curves and results.
+
+    run.device        where the models go
+    run.path(name)    a file in out/<stage>/
+    run.history       the records logged so far, a list of dicts
+    """
+
+    def __init__(self, cfg, stage, steps, check=()):
+        """check: pairs (condition, sentence) about the flags; the first condition that is false is a UserError."""
+        for good, sentence in [(cfg.log_every > 0, "--log_every must be at least 1"), (steps > 0, "--steps must be at least 1"), *check]:
+            if not good:
+                raise UserError(sentence)
+        self.stage, self.steps, self.config = stage, steps, dataclasses.asdict(cfg)
+        self.device = choose_device(cfg.device)
+        if cfg.threads:
+            torch.set_num_threads(cfg.threads)
+        torch.manual_seed(cfg.seed)
+        self.folder = Path(cfg.out) / stage
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can not make the folder {self.folder} ({error.strerror}): choose another --out") from None
+        self.started, self.history, self.saved = time.time(), [], False
+        self.noted, self.tokens = {}, 0
+        if self.path("log.jsonl").exists():
+            os.replace(self.path("log.jsonl"), self.path("log.prev.jsonl"))
+
+    def path(self, name):
+        return self.folder / name
+
+    def earlier(self, stage):
+        """The checkpoint of an earlier stage of the same run."""
+        return self.folder.parent / stage / "ckpt.pt"
+
+    def range(self):
+        """The steps of the training loop, 0 ... steps-1; the clock starts with the first."""
+        self.loop_started = self.clock = time.time()
+        return range(self.steps)
+
+    @property
+    def seconds(self):
+        return time.time() - self.started
+
+    def due(self, step, every):
+        """Whether something that happens every so many steps happens after this one (0 is the first step)."""
+        return (step + 1) % every == 0 or step + 1 == self.steps
+
+    def log(self, step, tokens=0, **numbers):
+        """Take note of a step's numbers; every `log_every` steps their means become a line on the screen and in log.jsonl."""
+        self.tokens += tokens
+        for name, value in numbers.items():
+            self.noted.setdefault(name, []).append(value)
+        if not self.due(step, self.config["log_every"]):
+            return
+        now = time.time()
+        means = {name: sum(values) / len(values) for name, values in self.noted.items()}
+        if self.tokens:
+            means["tok/s"] = self.tokens / (now - self.clock)
+        record = dict(step=step + 1, seconds=round(self.seconds, 2), **means)
+        self.history.append(record)
+        with open(self.path("log.jsonl"), "a") as file:
+            file.write(json.dumps(record) + "\n")
+        left = (now - self.loop_started) / (step + 1) * (self.steps - step - 1)
+        shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}" for name, value in means.items())
+        print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {int(left) // 60}:{int(left) % 60:02d} left", flush=True)
+        self.noted, self.tokens, self.clock = {}, 0, now
+
+    def save(self, content):
+        """Put a checkpoint (bytes) in place; the last one of the run before is kept beside it."""
+        write(self.path("ckpt.pt"), content, keep=None if self.saved else self.path("ckpt.prev.pt"))
+        self.saved = True
+
+    def draw(self, panels):
+        """Draw history to curves.png. panels: one list of names a panel."""
+        from matplotlib.figure import Figure  # without pyplot no screen is needed; imported late, as it is slow
+
+        panels = [[name for name in names if any(name in r for r in self.history)] for names in panels]
+        columns = min(3, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(4.2 * columns, 3 * rows), layout="constrained")
+        for i, names in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, i + 1)
+            for name in names:
+                points = [(r["step"], r[name]) for r in self.history if name in r]
+                axes.plot(*zip(*points), label=name, marker="." if len(points) < 30 else None)
+            axes.set_xlabel("step")
+            axes.grid(alpha=.3)
+            axes.legend(frameon=False, fontsize=8)
+        figure.suptitle(self.stage)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=110)
+        write(self.path("curves.png"), picture.getvalue())
+
+    def finish(self, **results):
+        """Write results.json and say where everything is."""
+        write(self.path("results.json"), json.dumps(dict(stage=self.stage, **results, config=self.config), indent=1))
+        print(f"{self.stage}: {self.seconds:.0f} s; wrote {self.path('ckpt.pt')}, log.jsonl, curves.png, results.json", flush=True)

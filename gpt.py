@@ -1,0 +1,449 @@
+"""Stage 1: a GPT learns to write, one token after another.
+
+    loss = - mean over positions t of log p(x_t | x_1 ... x_{t-1})          (Radford et al. 2018, section 3.1)
+
+    python gpt.py           pretrain on the almanac's text: 600 steps, about 2 minutes on 2 CPU cores,
+                            held-out loss ends near 0.75 nats per token
+    python gpt.py --chat    talk to the newest checkpoint
+
+This file also owns what the later stages share: the model and its scalar twin, sampling, the log-probability
+of tokens, checkpoints. The architecture is GPT-2's (Radford et al. 2019). Left out: dropout (the stages of
+RLHF compare probabilities between forward passes), attention masks and left padding (see `pad`).
+"""
+
+import codecs
+import io
+import json
+import math
+import pickle
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from data import almanac, formats, runs
+from data.runs import UserError, knob
+from data.tokenizer import Tokenizer
+from data.tokenizer import train as train_tokenizer
+
+# Shapes: B rows, T tokens, C channels, V vocabulary, H heads.
+
+# ---- model ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+
+    @property
+    def end(self):
+        """Id of <|end|>: the special tokens are the last ids of every vocabulary (data/tokenizer.py)."""
+        return self.vocab_size - 2
+
+    @property
+    def pad(self):
+        """Id of <|pad|>: never sampled, never trained on, never scored."""
+        return self.vocab_size - 1
+
+
+class KVCache:
+    """Keys and values of the tokens a batch has read, so that each new token costs one position only.
+
+    pos: (B,) where each row's next token goes. Rows differ in length; what lies at or after a row's `pos`
+    (its padding) is hidden by the mask and overwritten by its next tokens.
+    """
+
+    def __init__(self, config, rows, length, like):
+        shape = (config.n_layer, rows, config.n_head, length, config.n_embd // config.n_head)
+        self.k, self.v = like.new_zeros(shape), like.new_zeros(shape)
+        self.pos = torch.zeros(rows, dtype=torch.long, device=like.device)
+
+    def update(self, layer, k, v):
+        """Store k and v (B, H, T, C/H) of T new tokens; return all keys and values, and who may look at whom."""
+        B, _, T, _ = k.shape
+        at = self.pos[:, None] + torch.arange(T, device=k.device)  # (B, T)
+        rows = torch.arange(B, device=k.device)[:, None]
+        self.k[layer][rows, :, at], self.v[layer][rows, :, at] = k.transpose(1, 2), v.transpose(1, 2)
+        seen = int(at.max()) + 1
+        mask = torch.arange(seen, device=k.device) <= at[:, None, :, None]  # (B, 1, T, seen)
+        return self.k[layer][:, :, :seen], self.v[layer][:, :, :seen], mask
+
+    def keep(self, rows):
+        """Forget all rows but these."""
+        self.k, self.v, self.pos = self.k[:, rows], self.v[:, rows], self.pos[rows]
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, cache=None, layer=0):
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, C/H)
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v, mask = cache.update(layer, k, v)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(config.n_embd), nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.mlp = nn.Sequential(nn.Linear(config.n_embd, 4 * config.n_embd), nn.GELU(approximate="tanh"),
+                                 nn.Linear(4 * config.n_embd, config.n_embd))
+
+    def forward(self, x, cache=None, layer=0):
+        x = x + self.attn(self.ln_1(x), cache, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """GPT-2: pre-LayerNorm, learned positions, output head tied to the input embedding."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:  # projections into the residual stream are smaller, as there are 2 * n_layer of them
+                nn.init.normal_(p, std=.02 / math.sqrt(2 * config.n_layer) if name.endswith(("c_proj.weight", "mlp.2.weight")) else .02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def hidden(self, idx, cache=None):
+        """idx (B, T) -> (B, T, C). With a cache, idx are each row's next tokens."""
+        T = idx.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens do not fit in a context of {self.config.block_size}")
+        at = torch.arange(T, device=idx.device)
+        if cache is not None:
+            at = (cache.pos[:, None] + at).clamp(max=self.config.block_size - 1)
+        x = self.wte(idx) + self.wpe(at)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cache, layer)
+        return self.ln_f(x)
+
+    def logits(self, hidden):
+        """(..., C) -> (..., V)."""
+        return F.linear(hidden, self.wte.weight)
+
+    def forward(self, idx):
+        """idx (B, T) -> logits (B, T, V)."""
+        return self.logits(self.hidden(idx))
+
+
+class ScalarGPT(nn.Module):
+    """The same trunk with one number a token instead of logits: the reward model and the value model."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.trunk = GPT(config)
+        self.head = nn.Linear(config.n_embd, 1)
+        # N(0, 1/sqrt(C+1)): first rewards have a standard deviation near 1 (Stiennon et al. 2020, their code).
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(config.n_embd + 1))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, idx):
+        """idx (B, T) -> (B, T)."""
+        return self.head(self.trunk.hidden(idx)).squeeze(-1)
+
+    def score(self, idx, lengths):
+        """One number a row, read at its last token. idx (B, T), lengths (B,) -> (B,)."""
+        return self(idx).gather(1, lengths[:, None] - 1).squeeze(1)
+
+
+# ---- what every stage computes --------------------------------------------------------------------
+
+
+def pad(rows, pad_id, device="cpu"):
+    """Lists of ids -> idx (B, T), lengths (B,). Right padding: causal attention never sees what comes later."""
+    lengths = torch.tensor([len(row) for row in rows])
+    idx = torch.full((len(rows), int(lengths.max())), pad_id)
+    for i, row in enumerate(rows):
+        idx[i, :len(row)] = torch.tensor(row)
+    return idx.to(device), lengths.to(device)
+
+
+def batches(examples, size, rng, length=len):
+    """Endless shuffled batches; among a few hundred examples, those of similar length go together, to pad less."""
+    examples = list(examples)
+    while True:
+        rng.shuffle(examples)
+        for start in range(0, len(examples), 8 * size):
+            chunk = sorted(examples[start:start + 8 * size], key=length)
+            parts = [chunk[i:i + size] for i in range(0, len(chunk), size)]
+            rng.shuffle(parts)
+            yield from parts
+
+
+def action_logits(model, hidden, temperature):
+    """(..., C) -> (..., V). The one definition of the distribution that is sampled *and* scored: <|pad|> has no share."""
+    logits = model.logits(hidden) / temperature
+    logits[..., model.config.pad] = -torch.inf
+    return logits
+
+
+def token_logprobs(model, idx, temperature=1.0, mask=None):
+    """log p(idx[:, t+1] | idx[:, :t+1]) -> (B, T-1).
+
+    Column t belongs to the action "token t+1". With a mask (B, T-1), only the tokens it marks are computed;
+    the others are 0.
+    """
+    state, action = model.hidden(idx)[:, :-1], idx[:, 1:]
+    if mask is None:
+        mask = action != model.config.pad
+    logits = action_logits(model, state[mask], temperature)  # (mask.sum(), V)
+    logp = torch.zeros(action.shape, dtype=logits.dtype, device=idx.device)
+    logp[mask] = -F.cross_entropy(logits, action[mask], reduction="none")
+    return logp
+
+
+def response_mask(prompt_lengths, lengths, T):
+    """(B,), (B,), T -> (B, T-1) bool: the actions that write response tokens, the end token included."""
+    token = torch.arange(1, T, device=lengths.device)  # the action of column t writes token t+1
+    return (token >= prompt_lengths[:, None]) & (token < lengths[:, None])
+
+
+def masked_mean(x, mask):
+    """Mean of x where mask is true, over the whole batch, not per row."""
+    return (x * mask).sum() / mask.sum()
+
+
+@torch.no_grad()
+def stream(model, idx, lengths, max_new_tokens, temperature=1.0):
+    """Sample token by token: yields (rows, tokens), the unfinished rows and what each of them says next.
+
+    idx (B, T) right-padded prompts, lengths (B,). Temperature 0 takes the most probable token. A row ends
+    with <|end|>, after max_new_tokens, or when the context is full. Finished rows cost nothing.
+    """
+    config = model.config
+    longest = min(config.block_size, int(lengths.max()) + max_new_tokens)
+    cache = KVCache(config, len(idx), max(longest, idx.shape[1]), like=model.wte.weight)
+    rows = torch.arange(len(idx), device=idx.device)
+    hidden = model.hidden(idx, cache)[rows, lengths - 1]  # (B, C)
+    cache.pos = lengths.clone()
+    alive = cache.pos < config.block_size
+    for _ in range(max_new_tokens):
+        if alive.float().mean() < .75:  # leave finished rows behind, but not one by one: moving the cache costs time
+            rows, hidden = rows[alive], hidden[alive]
+            cache.keep(alive)
+            alive = alive[alive]
+        if not len(rows):
+            return
+        if temperature == 0:
+            token = action_logits(model, hidden, 1.0).argmax(-1)
+        else:
+            token = torch.multinomial(action_logits(model, hidden, temperature).softmax(-1), 1).squeeze(1)
+        yield rows[alive], token[alive]
+        hidden = model.hidden(token[:, None], cache)[:, 0]
+        alive = alive & (token != config.end) & (cache.pos + 1 < config.block_size)
+        cache.pos += alive
+
+
+@torch.no_grad()
+def generate(model, idx, lengths, max_new_tokens, temperature=1.0):
+    """Sample answers. idx (B, T), lengths (B,), right-padded -> the same, longer; <|end|> is kept."""
+    lengths = lengths.clone()
+    out = idx.new_full((len(idx), min(model.config.block_size, int(lengths.max()) + max_new_tokens)), model.config.pad)
+    out[:, :idx.shape[1]] = idx[:, :out.shape[1]]
+    for rows, token in stream(model, idx, lengths.clone(), max_new_tokens, temperature):
+        out[rows, lengths[rows]] = token
+        lengths[rows] += 1
+    return out[:, :int(lengths.max())], lengths
+
+
+def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, batch=256):
+    """Answer conversations: lists of messages -> list of id lists, each the answer's tokens with its <|end|>, if any.
+
+    Rows of similar length go together, so that little padding is computed.
+    """
+    rendered = [tokenizer.render(messages) for messages in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
+    answers = [None] * len(prompts)
+    device = next(model.parameters()).device
+    for start in range(0, len(order), batch):
+        chosen = order[start:start + batch]
+        idx, before = pad([rendered[i] for i in chosen], tokenizer.pad, device)
+        idx, after = generate(model, idx, before, max_new_tokens, temperature)
+        for i, row, a, b in zip(chosen, idx.tolist(), before.tolist(), after.tolist()):
+            answers[i] = row[a:b]
+    return answers
+
+
+def answers(model, tokenizer, prompts, max_new_tokens=40, temperature=1.0):
+    """Answer prompts (dicts whose `prompt` is a list of messages) -> list of str."""
+    return [tokenizer.decode(ids) for ids in sample(model, tokenizer, [p["prompt"] for p in prompts], max_new_tokens, temperature)]
+
+
+def optimizer(model, lr, weight_decay=0.0, eps=1e-8):
+    """AdamW; matrices decay, biases and LayerNorms do not."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+                             lr=lr, betas=(.9, .95), eps=eps, fused=True)
+
+
+def learning_rate(step, steps, lr, warmup=0, floor=0.0):
+    """Linear warm-up, then a cosine from lr down to floor * lr. Steps count from 0."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return lr * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def update(model, opt, loss, lr, clip=1.0):
+    """One step of gradient descent with the gradient's norm clipped. Returns the norm before clipping."""
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for group in opt.param_groups:
+        group["lr"] = lr
+    opt.step()
+    return norm.item()
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------
+
+
+def checkpoint(model, tokenizer, **about):
+    """A model, its tokenizer and any facts about them, as bytes."""
+    content = io.BytesIO()
+    torch.save(dict(kind=type(model).__name__, config=asdict(model.config), tokenizer=tokenizer.to_list(),
+                    about=about, state=model.state_dict()), content)
+    return content.getvalue()
+
+
+def save(path, model, tokenizer, **about):
+    """Write a checkpoint; the file is whole at any moment."""
+    runs.write(path, checkpoint(model, tokenizer, **about))
+
+
+def load(path, kind=GPT, device="cpu", hint=""):
+    """Read a checkpoint -> (model, tokenizer, about). UserError if there is none, or not of this `kind`."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        model = {"GPT": GPT, "ScalarGPT": ScalarGPT}[content["kind"]](GPTConfig(**content["config"])).to(device)
+        tokenizer = Tokenizer.from_list(content["tokenizer"])
+        model.load_state_dict(content["state"])
+    except FileNotFoundError:
+        raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IsADirectoryError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint that can be read ({why[:80]}): {hint or 'make it again'}") from None
+    if not isinstance(model, kind):
+        raise UserError(f"{path} holds a {type(model).__name__}, but a {kind.__name__} is needed: {hint or 'choose another file'}")
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: {hint or 'make it again'}")
+    return model, tokenizer, content["about"]
+
+
+# ---- pretraining ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Config(runs.Common):
+    steps: int = knob(600, "optimizer steps")
+    batch: int = knob(32, "rows of --block_size tokens a step")
+    lr: float = knob(2e-3, "peak learning rate; warm-up, then cosine to a tenth")
+    weight_decay: float = knob(0.1, "decay of the matrices")
+    documents: int = knob(30000, "documents the almanac writes")
+    vocab_size: int = knob(1024, "tokens of the byte-level BPE, special tokens included")
+    block_size: int = knob(128, "tokens of context")
+    n_layer: int = knob(4, "transformer blocks")
+    n_head: int = knob(4, "attention heads")
+    n_embd: int = knob(128, "channels")
+    save_every: int = knob(200, "steps between two checkpoints")
+    chat: bool = knob(False, "talk to a model instead of training one")
+    ckpt: str = knob("", "with --chat: the checkpoint (default: the newest policy in --out)")
+    temperature: float = knob(0.7, "with --chat: 0 is greedy, 1 samples as the model was trained")
+    max_new_tokens: int = knob(64, "with --chat: longest answer")
+
+
+@torch.no_grad()
+def evaluate(model, stream_of_ids, batch=32):
+    """Mean loss (nats a token) over a 1-D tensor of ids, cut into blocks."""
+    T = model.config.block_size
+    blocks = stream_of_ids[:(len(stream_of_ids) - 1) // T * T].view(-1, T)
+    losses = [-token_logprobs(model, b).mean() for b in blocks.split(batch)]
+    return float(torch.stack(losses).mean())
+
+
+def train(cfg):
+    """Pretrain -> (model, history). Writes out/gpt/."""
+    if cfg.chat:
+        return chat(cfg)
+    run = runs.Run(cfg, "gpt", cfg.steps, check=[
+        (cfg.n_embd % cfg.n_head == 0, "--n_embd must be a multiple of --n_head"),
+        (cfg.batch > 0 and cfg.block_size > 1, "--batch must be at least 1 and --block_size at least 2"),
+        (cfg.vocab_size >= 260, "--vocab_size must be at least 260: all bytes and the special tokens")])
+    if cfg.data:
+        documents = formats.read_text(cfg.data)
+        held_out = [documents.pop() for _ in range(max(1, len(documents) // 20))] if len(documents) > 1 else documents
+    else:
+        documents, held_out = almanac.text(cfg.documents, cfg.seed), almanac.text(500, f"held-out {cfg.seed}")
+        runs.write(run.path("text.txt"), "\n\n".join(documents))
+    tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
+    # One long stream; <|end|> closes every document.
+    ids, valid = [torch.tensor([i for d in docs for i in tokenizer.encode(d) + [tokenizer.end]]).to(run.device)
+                  for docs in (documents, held_out)]
+    if min(len(ids), len(valid)) <= cfg.block_size:
+        raise UserError(f"{cfg.data or 'the text'} holds {len(ids)} tokens: too few for --block_size {cfg.block_size}")
+    print(f"gpt: {len(documents):,} documents, {len(ids):,} tokens; vocabulary {tokenizer.vocab_size}", flush=True)
+
+    model = GPT(GPTConfig(tokenizer.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)).to(run.device)
+    print(f"gpt: {sum(p.numel() for p in model.parameters()):,} parameters on {run.device}", flush=True)
+    opt = optimizer(model, cfg.lr, cfg.weight_decay)
+    before = continue_texts(model, tokenizer, held_out[:5])
+    for step in run.range():
+        start = torch.randint(len(ids) - cfg.block_size, (cfg.batch, 1), device=run.device)
+        idx = ids[start + torch.arange(cfg.block_size, device=run.device)]  # (B, T)
+        loss = -token_logprobs(model, idx).mean()
+        norm = update(model, opt, loss, learning_rate(step, cfg.steps, cfg.lr, warmup=min(50, cfg.steps // 10), floor=.1))
+        measured = {}
+        if run.due(step, cfg.save_every):
+            measured = {"valid_loss": evaluate(model, valid)}
+            run.save(checkpoint(model, tokenizer, stage="gpt", step=step + 1, seconds={"gpt": run.seconds}))
+        run.log(step, tokens=idx.numel(), loss=loss.item(), grad_norm=norm, **measured)
+    after = continue_texts(model, tokenizer, held_out[:5])
+    for (start, old), (_, new) in zip(before, after):
+        print(f"\n{start!r} goes on\n  before: {old!r}\n  after:  {new!r}")
+    run.draw([["loss", "valid_loss"], ["grad_norm"], ["tok/s"]])
+    run.finish(valid_loss=run.history[-1]["valid_loss"], perplexity=math.exp(run.history[-1]["valid_loss"]), seconds=run.seconds,
+               parameters=sum(p.numel() for p in model.parameters()), samples=[dict(start=s, before=o, after=n) for (s, o), (_, n) in zip(before, after)])
+    return model, run.history
+
+
+@torch.no_grad()
+def continue_texts(model, tokenizer, documents, max_new_tokens=24):
+    """The first words of each document and what the model writes after them, greedily."""
+    begun = [tokenizer.encode(d)[:8] for d in documents]
+    idx, lengths = pad(begun, tokenizer.pad, next(model.parameters()).device)
+    idx, after = generate(model, idx, lengths, max_new_tokens, temperature=0)
+    return [(tokenizer.decode(b), tokenizer.decode(row[len(b):n])) for b, row, n in zip(begun, idx.tolist(), after.tolist())]
+
+
+def chat(cfg):
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    runs.main(Config, train, __doc__)

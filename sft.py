@@ -1,0 +1,98 @@
+"""Stage 2: supervised fine-tuning. The model that continues texts learns to answer.
+
+    loss = - mean over response tokens t of log p(y_t | prompt, y_1 ... y_{t-1})       (Ouyang et al. 2022, section 3.5)
+
+The prompt is read but not learned; the response is learned up to and including <|end|>, so that the model
+knows when to stop.
+
+    python sft.py       needs out/gpt/ckpt.pt; 400 steps, about a minute on 2 CPU cores
+
+The demonstrations are of uneven quality, as people's are, and SFT imitates all of them: expect answers of
+which half are good. Left out: packing several conversations into a row, and dropout.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+import gpt
+from data import almanac, formats, runs
+from data.runs import UserError, knob
+from data.tokenizer import Tokenizer
+
+
+@dataclass
+class Config(runs.Common):
+    init: str = knob("", "checkpoint to start from (default: gpt/ckpt.pt in --out)")
+    demonstrations: int = knob(12000, "demonstrations the almanac's labelers write")
+    steps: int = knob(400, "optimizer steps")
+    batch: int = knob(64, "demonstrations a step")
+    lr: float = knob(1e-3, "peak learning rate; warm-up, then cosine to 0")
+    weight_decay: float = knob(0.1, "decay of the matrices")
+    save_every: int = knob(200, "steps between two checkpoints")
+
+
+def encode(tokenizer, record, block_size):
+    """A demonstration -> (ids, how many of them are the prompt); None if it does not fit in the context."""
+    prompt = tokenizer.render(record["prompt"])
+    ids = prompt + tokenizer.encode(record["response"]) + [tokenizer.end]
+    return (ids, len(prompt)) if len(ids) <= block_size else None
+
+
+def sft_loss(model, batch, tokenizer, device):
+    """Mean negative log-probability of the response tokens of a batch [(ids, prompt length)] -> scalar, count."""
+    idx, lengths = gpt.pad([ids for ids, _ in batch], tokenizer.pad, device)
+    prompt_lengths = torch.tensor([n for _, n in batch], device=device)
+    mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])  # (B, T-1)
+    return -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask), int(mask.sum())
+
+
+@torch.no_grad()
+def evaluate(model, examples, tokenizer, device, size=256):
+    """Loss per response token over all examples."""
+    examples = sorted(examples, key=lambda e: len(e[0]))
+    parts = [sft_loss(model, examples[i:i + size], tokenizer, device) for i in range(0, len(examples), size)]
+    return sum(float(loss) * n for loss, n in parts) / sum(n for _, n in parts)
+
+
+def train(cfg):
+    """Fine-tune -> (model, history). Writes out/sft/."""
+    run = runs.Run(cfg, "sft", cfg.steps, check=[(cfg.batch > 0 and cfg.demonstrations > 0, "--batch and --demonstrations must be at least 1")])
+    model, tokenizer, about = gpt.load(cfg.init or run.earlier("gpt"), gpt.GPT, run.device, "run python gpt.py first")
+    if cfg.data:
+        records = formats.read_demonstrations(cfg.data)
+        valid = records[::20]
+        records = [r for i, r in enumerate(records) if i % 20] or records
+    else:
+        records, valid = almanac.demonstrations("train", cfg.demonstrations, cfg.seed), almanac.demonstrations("valid", 500, cfg.seed)
+        formats.write_jsonl(run.path("demonstrations.jsonl"), records)
+    examples, valid = [[e for r in rs if (e := encode(tokenizer, r, model.config.block_size))] for rs in (records, valid)]
+    print(f"sft: {len(examples):,} demonstrations" + (f"; {len(records) - len(examples)} do not fit in the context" if len(examples) < len(records) else ""), flush=True)
+    if not examples or not valid:
+        raise UserError(f"{cfg.data}: no demonstration fits in the context of {model.config.block_size} tokens")
+
+    rng = random.Random(cfg.seed)
+    opt = gpt.optimizer(model, cfg.lr, cfg.weight_decay)
+    shown = (almanac.prompts("valid", 5, cfg.seed) if not cfg.data else records[:5])
+    before = gpt.answers(model, tokenizer, shown)
+    supply = gpt.batches(examples, cfg.batch, rng, length=lambda e: len(e[0]))
+    for step in run.range():
+        loss, tokens = sft_loss(model, next(supply), tokenizer, run.device)
+        norm = gpt.update(model, opt, loss, gpt.learning_rate(step, cfg.steps, cfg.lr, warmup=min(20, cfg.steps // 10)))
+        measured = {}
+        if run.due(step, cfg.save_every):
+            measured = {"valid_loss": evaluate(model, valid, tokenizer, run.device)}
+            run.save(gpt.checkpoint(model, tokenizer, stage="sft", step=step + 1, seconds={**about["seconds"], "sft": run.seconds}))
+        run.log(step, tokens=tokens, loss=loss.item(), grad_norm=norm, **measured)
+    after = gpt.answers(model, tokenizer, shown)
+    for p, old, new in zip(shown, before, after):
+        print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
+    run.draw([["loss", "valid_loss"], ["grad_norm"], ["tok/s"]])
+    run.finish(valid_loss=run.history[-1]["valid_loss"], seconds=run.seconds,
+               samples=[dict(prompt=p["prompt"], before=o, after=n) for p, o, n in zip(shown, before, after)])
+    return model, run.history
+
+
+if __name__ == "__main__":
+    runs.main(Config, train, __doc__)
