@@ -13,11 +13,8 @@ RLHF compare probabilities between forward passes), attention masks and left pad
 
 import codecs
 import io
-import json
 import math
 import pickle
-import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import almanac, formats, runs
+from data import almanac, chat, formats, runs
 from data.runs import UserError, knob
 from data.tokenizer import Tokenizer
 from data.tokenizer import train as train_tokenizer
@@ -122,9 +119,11 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
+        # GPT-2's .02 at its width of 768, scaled to ours: at 128 channels this learns in 200 steps what .02 does in 260.
+        std = .55 / math.sqrt(config.n_embd)
         for name, p in self.named_parameters():
             if p.dim() == 2:  # projections into the residual stream are smaller, as there are 2 * n_layer of them
-                nn.init.normal_(p, std=.02 / math.sqrt(2 * config.n_layer) if name.endswith(("c_proj.weight", "mlp.2.weight")) else .02)
+                nn.init.normal_(p, std=std / math.sqrt(2 * config.n_layer) if name.endswith(("c_proj.weight", "mlp.2.weight")) else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -229,18 +228,24 @@ def masked_mean(x, mask):
 
 
 @torch.no_grad()
-def stream(model, idx, lengths, max_new_tokens, temperature=1.0):
+def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1):
     """Sample token by token: yields (rows, tokens), the unfinished rows and what each of them says next.
 
-    idx (B, T) right-padded prompts, lengths (B,). Temperature 0 takes the most probable token. A row ends
-    with <|end|>, after max_new_tokens, or when the context is full. Finished rows cost nothing.
+    idx (B, T) right-padded prompts, lengths (B,); each is read once and answered `copies` times, by rows
+    b * copies ... b * copies + copies - 1. Temperature 0 takes the most probable token. A row ends with <|end|>,
+    after max_new_tokens, or when the context is full.
     """
     config = model.config
     longest = min(config.block_size, int(lengths.max()) + max_new_tokens)
     cache = KVCache(config, len(idx), max(longest, idx.shape[1]), like=model.wte.weight)
-    rows = torch.arange(len(idx), device=idx.device)
-    hidden = model.hidden(idx, cache)[rows, lengths - 1]  # (B, C)
+    prompts = torch.arange(len(idx), device=idx.device)
+    hidden = model.hidden(idx, cache)[prompts, lengths - 1]  # (B, C)
     cache.pos = lengths.clone()
+    if copies > 1:
+        prompts = prompts.repeat_interleave(copies)
+        cache.keep(prompts)
+        hidden = hidden[prompts]
+    rows = torch.arange(len(prompts), device=idx.device)
     alive = cache.pos < config.block_size
     for _ in range(max_new_tokens):
         if alive.float().mean() < .75:  # leave finished rows behind, but not one by one: moving the cache costs time
@@ -260,38 +265,41 @@ def stream(model, idx, lengths, max_new_tokens, temperature=1.0):
 
 
 @torch.no_grad()
-def generate(model, idx, lengths, max_new_tokens, temperature=1.0):
-    """Sample answers. idx (B, T), lengths (B,), right-padded -> the same, longer; <|end|> is kept."""
-    lengths = lengths.clone()
+def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1):
+    """Sample answers. idx (B, T), lengths (B,), right-padded -> the same, longer, B * copies rows; <|end|> is kept."""
+    tokens = stream(model, idx, lengths, max_new_tokens, temperature, copies)
+    idx, lengths = idx.repeat_interleave(copies, 0), lengths.repeat_interleave(copies)
     out = idx.new_full((len(idx), min(model.config.block_size, int(lengths.max()) + max_new_tokens)), model.config.pad)
     out[:, :idx.shape[1]] = idx[:, :out.shape[1]]
-    for rows, token in stream(model, idx, lengths.clone(), max_new_tokens, temperature):
+    for rows, token in tokens:
         out[rows, lengths[rows]] = token
         lengths[rows] += 1
     return out[:, :int(lengths.max())], lengths
 
 
-def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, batch=256):
-    """Answer conversations: lists of messages -> list of id lists, each the answer's tokens with its <|end|>, if any.
+def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, copies=1, batch=256):
+    """Answer prompts (dicts whose `prompt` is a list of messages) -> list of id lists, each an answer with its <|end|>, if any.
 
-    Rows of similar length go together, so that little padding is computed.
+    The `copies` answers of a prompt follow each other. Prompts of similar length are answered together, so that
+    little padding is computed.
     """
-    rendered = [tokenizer.render(messages) for messages in prompts]
+    rendered = [tokenizer.render(p["prompt"]) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
-    answers = [None] * len(prompts)
-    device = next(model.parameters()).device
-    for start in range(0, len(order), batch):
-        chosen = order[start:start + batch]
-        idx, before = pad([rendered[i] for i in chosen], tokenizer.pad, device)
-        idx, after = generate(model, idx, before, max_new_tokens, temperature)
-        for i, row, a, b in zip(chosen, idx.tolist(), before.tolist(), after.tolist()):
-            answers[i] = row[a:b]
+    answers = [None] * (len(prompts) * copies)
+    size = max(1, batch // copies)
+    for start in range(0, len(order), size):
+        chosen = order[start:start + size]
+        idx, before = pad([rendered[i] for i in chosen], tokenizer.pad, next(model.parameters()).device)
+        idx, after = generate(model, idx, before, max_new_tokens, temperature, copies)
+        for n, (row, end) in enumerate(zip(idx.tolist(), after.tolist())):
+            i = chosen[n // copies]
+            answers[i * copies + n % copies] = row[len(rendered[i]):end]
     return answers
 
 
-def answers(model, tokenizer, prompts, max_new_tokens=40, temperature=1.0):
-    """Answer prompts (dicts whose `prompt` is a list of messages) -> list of str."""
-    return [tokenizer.decode(ids) for ids in sample(model, tokenizer, [p["prompt"] for p in prompts], max_new_tokens, temperature)]
+def answers(model, tokenizer, prompts, max_new_tokens=40, temperature=1.0, copies=1):
+    """The same as text -> list of str."""
+    return [tokenizer.decode(ids) for ids in sample(model, tokenizer, prompts, max_new_tokens, temperature, copies)]
 
 
 def optimizer(model, lr, weight_decay=0.0, eps=1e-8):
@@ -346,7 +354,7 @@ def load(path, kind=GPT, device="cpu", hint=""):
         model.load_state_dict(content["state"])
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IsADirectoryError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a checkpoint that can be read ({why[:80]}): {hint or 'make it again'}") from None
     if not isinstance(model, kind):
@@ -361,21 +369,21 @@ def load(path, kind=GPT, device="cpu", hint=""):
 
 @dataclass
 class Config(runs.Common):
-    steps: int = knob(600, "optimizer steps")
-    batch: int = knob(32, "rows of --block_size tokens a step")
-    lr: float = knob(2e-3, "peak learning rate; warm-up, then cosine to a tenth")
+    steps: int = knob(1300, "optimizer steps")
+    batch: int = knob(16, "rows of --block_size tokens a step")
+    lr: float = knob(4e-3, "peak learning rate; warm-up, then cosine to a tenth")
     weight_decay: float = knob(0.1, "decay of the matrices")
-    documents: int = knob(30000, "documents the almanac writes")
-    vocab_size: int = knob(1024, "tokens of the byte-level BPE, special tokens included")
+    documents: int = knob(40000, "documents the almanac writes")
+    vocab_size: int = knob(1536, "tokens of the byte-level BPE, special tokens included")
     block_size: int = knob(128, "tokens of context")
     n_layer: int = knob(4, "transformer blocks")
     n_head: int = knob(4, "attention heads")
     n_embd: int = knob(128, "channels")
-    save_every: int = knob(200, "steps between two checkpoints")
+    save_every: int = knob(500, "steps between two checkpoints")
     chat: bool = knob(False, "talk to a model instead of training one")
     ckpt: str = knob("", "with --chat: the checkpoint (default: the newest policy in --out)")
     temperature: float = knob(0.7, "with --chat: 0 is greedy, 1 samples as the model was trained")
-    max_new_tokens: int = knob(64, "with --chat: longest answer")
+    max_new_tokens: int = knob(40, "with --chat: longest answer")
 
 
 @torch.no_grad()
@@ -383,21 +391,20 @@ def evaluate(model, stream_of_ids, batch=32):
     """Mean loss (nats a token) over a 1-D tensor of ids, cut into blocks."""
     T = model.config.block_size
     blocks = stream_of_ids[:(len(stream_of_ids) - 1) // T * T].view(-1, T)
-    losses = [-token_logprobs(model, b).mean() for b in blocks.split(batch)]
-    return float(torch.stack(losses).mean())
+    return sum(-token_logprobs(model, b).sum().item() for b in blocks.split(batch)) / blocks[:, 1:].numel()
 
 
 def train(cfg):
     """Pretrain -> (model, history). Writes out/gpt/."""
     if cfg.chat:
-        return chat(cfg)
-    run = runs.Run(cfg, "gpt", cfg.steps, check=[
+        return converse(cfg)
+    run = runs.Run(cfg, "gpt", check=[
+        (cfg.steps > 0 and cfg.save_every > 0, "--steps and --save_every must be at least 1"),
         (cfg.n_embd % cfg.n_head == 0, "--n_embd must be a multiple of --n_head"),
         (cfg.batch > 0 and cfg.block_size > 1, "--batch must be at least 1 and --block_size at least 2"),
         (cfg.vocab_size >= 260, "--vocab_size must be at least 260: all bytes and the special tokens")])
     if cfg.data:
-        documents = formats.read_text(cfg.data)
-        held_out = [documents.pop() for _ in range(max(1, len(documents) // 20))] if len(documents) > 1 else documents
+        documents, held_out = formats.split(formats.read_text(cfg.data))
     else:
         documents, held_out = almanac.text(cfg.documents, cfg.seed), almanac.text(500, f"held-out {cfg.seed}")
         runs.write(run.path("text.txt"), "\n\n".join(documents))
@@ -413,7 +420,7 @@ def train(cfg):
     print(f"gpt: {sum(p.numel() for p in model.parameters()):,} parameters on {run.device}", flush=True)
     opt = optimizer(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, held_out[:5])
-    for step in run.range():
+    for step in run.range(cfg.steps):
         start = torch.randint(len(ids) - cfg.block_size, (cfg.batch, 1), device=run.device)
         idx = ids[start + torch.arange(cfg.block_size, device=run.device)]  # (B, T)
         loss = -token_logprobs(model, idx).mean()
@@ -441,8 +448,33 @@ def continue_texts(model, tokenizer, documents, max_new_tokens=24):
     return [(tokenizer.decode(b), tokenizer.decode(row[len(b):n])) for b, row, n in zip(begun, idx.tolist(), after.tolist())]
 
 
-def chat(cfg):
-    raise NotImplementedError
+def reply(model, tokenizer, turns, max_new_tokens, temperature):
+    """Answer a conversation: yields pieces of text as they are sampled. A character of several tokens comes whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    idx, lengths = pad([tokenizer.render(turns)], tokenizer.pad, next(model.parameters()).device)
+    for _, token in stream(model, idx, lengths, max_new_tokens, temperature):
+        yield decoder.decode(tokenizer.decode_bytes(token.tolist()))
+    yield decoder.decode(b"", final=True)
+
+
+def converse(cfg):
+    """`python gpt.py --chat`: talk to a checkpoint, by default the newest policy in --out."""
+    path = cfg.ckpt
+    if not path:
+        found = sorted(Path(cfg.out).glob("*/ckpt.pt"), key=lambda p: p.stat().st_mtime)
+        found = [p for p in found if p.parent.name != "reward"]
+        if not found:
+            raise UserError(f"no checkpoint in {cfg.out}: run python gpt.py first, or name one with --ckpt")
+        path = found[-1]
+    device = runs.choose_device(cfg.device)
+    model, tokenizer, about = load(path, GPT, device, "name a policy's checkpoint with --ckpt")
+    room = model.config.block_size - cfg.max_new_tokens
+    if room < 1 or cfg.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens must be between 1 and {model.config.block_size - 1}, the context of {path} less one")
+    torch.manual_seed(cfg.seed)
+    print(f"Talking to {path}. /reset forgets what was said, Ctrl-D leaves.")
+    chat.talk(lambda turns: reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature),
+              size=lambda turns: len(tokenizer.render(turns)), room=room)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ from data.runs import UserError, knob
 class Config(runs.Common):
     init: str = knob("", "policy to start from, and the reference (default: sft/ckpt.pt in --out)")
     reward: str = knob("", "reward model (default: reward/ckpt.pt in --out)")
-    steps: int = knob(60, "iterations of sampling and updating")
-    batch: int = knob(128, "answers an iteration")
-    epochs: int = knob(4, "passes over each batch")
-    minibatches: int = knob(2, "optimizer steps a pass")
-    lr: float = knob(1e-4, "learning rate, falling linearly to 0")
+    steps: int = knob(50, "iterations of sampling and updating")
+    batch: int = knob(256, "answers an iteration")
+    epochs: int = knob(1, "passes over each batch")
+    minibatches: int = knob(4, "optimizer steps a pass")
+    lr: float = knob(3e-4, "learning rate, falling linearly to 0")
     beta: float = knob(0.1, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
     gamma: float = knob(1.0, "discount")
     lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step")
@@ -47,9 +47,12 @@ class Config(runs.Common):
     temperature: float = knob(1.0, "of sampling, and so of every log-probability")
     max_new_tokens: int = knob(40, "longest answer")
     missing_eos_score: float = knob(-2.0, "score of an answer that does not end, instead of the reward model's")
+    prompts: int = knob(20000, "prompts to practise on")
     test_prompts: int = knob(500, "held-out prompts for the final figures")
     save_every: int = knob(20, "iterations between two checkpoints")
 
+
+SHOWN = ("score", "gold", "kl", "entropy", "length")  # of all that is logged, what the screen has room for
 
 # ---- equations ------------------------------------------------------------------------------------
 # Everything per token is (B, T-1): in column t the state ends at token t and the action is token t+1.
@@ -140,31 +143,107 @@ def rollout(policy, reference, reward, value, idx, prompt_lengths, cfg):
 
 
 def update(policy, value, opt, batch, cfg, lr):
-    """Improve policy and value on a Rollout: `epochs` passes of `minibatches` steps -> dict of what happened."""
-    models = nn.ModuleList([policy, value])
-    seen = []
+    """Improve policy and value on a Rollout: `epochs` passes of `minibatches` steps -> dict of diagnostics.
+
+    `first_ratio` and `first_approx_kl` are those of the first minibatch, exactly 1 and 0; the other figures are those of
+    the last pass.
+    """
+    models, seen = nn.ModuleList([policy, value]), []
     for epoch in range(cfg.epochs):
-        # The prompts come in random order, so the first epoch need not shuffle them.
+        # The prompts come in random order, so the first pass need not shuffle them.
         order = torch.arange(len(batch.idx)) if epoch == 0 else torch.randperm(len(batch.idx))
         for rows in order.to(batch.idx.device).chunk(cfg.minibatches):
-            mask, logp_old, advantages = batch.mask[rows], batch.logp_old[rows], batch.advantages[rows]
-            logp = gpt.token_logprobs(policy, batch.idx[rows], cfg.temperature, mask)
-            values = value(batch.idx[rows])[:, :-1]
-            pg_loss = policy_loss(logp, logp_old, advantages, mask, cfg.clip)
-            vf_loss = value_loss(values, batch.values_old[rows], batch.returns[rows], mask, cfg.clip)
-            norm = gpt.update(models, opt, pg_loss + cfg.vf_coef * vf_loss, lr)
+            idx, mask, advantages = batch.idx[rows], batch.mask[rows], batch.advantages[rows]
+            logp = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
+            log_ratio = logp - batch.logp_old[rows]
+            pg_loss = policy_loss(logp, batch.logp_old[rows], advantages, mask, cfg.clip)
+            vf_loss = value_loss(value(idx)[:, :-1], batch.values_old[rows], batch.returns[rows], mask, cfg.clip)
+            grad_norm = gpt.update(models, opt, pg_loss + cfg.vf_coef * vf_loss, lr)
             with torch.no_grad():
-                log_ratio = logp - logp_old
                 ratio = log_ratio.exp()
-                seen.append(dict(pg_loss=pg_loss, vf_loss=vf_loss, ratio=gpt.masked_mean(ratio, mask),
-                                 approx_kl=gpt.masked_mean(ratio - 1 - log_ratio, mask),  # k3, always >= 0
-                                 clip_fraction=gpt.masked_mean(((ratio - 1).abs() > cfg.clip).float(), mask), grad_norm=norm))
-    return seen
+                seen.append(dict(policy_loss=pg_loss.item(), value_loss=vf_loss.item(), grad_norm=grad_norm,
+                                 ratio=gpt.masked_mean(ratio, mask).item(),
+                                 # Schulman's estimator E[ratio - 1 - log ratio] of KL(old || new): never negative.
+                                 approx_kl=gpt.masked_mean(ratio - 1 - log_ratio, mask).item(),
+                                 clip_fraction=gpt.masked_mean(((ratio - 1).abs() > cfg.clip).float(), mask).item()))
+    last = seen[-cfg.minibatches:]
+    return {"first_ratio": seen[0]["ratio"], "first_approx_kl": seen[0]["approx_kl"],
+            **{name: sum(s[name] for s in last) / len(last) for name in last[0]}}
+
+
+def describe(batch, prompts, tokenizer):
+    """What a learner watches: averages over the answers of a Rollout -> dict.
+
+    `kl` is nats an answer, `kl_token` nats a token. `entropy` is estimated by -log p of the sampled tokens. `gold` is
+    the labeler's, for the reader alone: training never sees it.
+    """
+    kl = (batch.logp_old - batch.logp_ref).sum(1)
+    residual = (batch.returns - batch.values_old)[batch.mask]
+    figures = dict(score=batch.score.mean().item(), kl=kl.mean().item(), length=batch.mask.sum(1).float().mean().item(),
+                   entropy=-gpt.masked_mean(batch.logp_old, batch.mask).item(), end_rate=batch.ended.float().mean().item(),
+                   kl_token=gpt.masked_mean(batch.logp_old - batch.logp_ref, batch.mask).item(),
+                   explained_variance=1 - (residual.var() / batch.returns[batch.mask].var()).item())
+    if "kind" in prompts[0]:
+        answers = [tokenizer.decode(row[mask]) for row, mask in zip(batch.idx[:, 1:].cpu().numpy(), batch.mask.cpu().numpy())]
+        figures["gold"] = sum(j.gold for j in metrics.judge_all(prompts, answers)) / len(prompts)
+    return figures
+
+
+# ---- evaluation and training ----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def divergence(policy, reference, prompts, answers, tokenizer, temperature):
+    """KL(policy || reference) in nats an answer, estimated on the policy's own answers (lists of ids) -> float."""
+    device, total = next(policy.parameters()).device, 0.0
+    for start in range(0, len(prompts), 128):
+        asked = [tokenizer.render(p["prompt"]) for p in prompts[start:start + 128]]
+        idx, lengths = gpt.pad([a + b for a, b in zip(asked, answers[start:start + 128])], tokenizer.pad, device)
+        mask = gpt.response_mask(torch.tensor([len(a) for a in asked], device=device), lengths, idx.shape[1])
+        total += (gpt.token_logprobs(policy, idx, temperature, mask) - gpt.token_logprobs(reference, idx, temperature, mask)).sum().item()
+    return total / len(prompts)
+
+
+def evaluate(models, prompts, tokenizer, cfg):
+    """The same held-out prompts and decoding for every model -> results, answers (lists of str), both by name.
+
+    models: {"base" (if any), "sft", "ppo": GPT}. Figures are of answers sampled at cfg.temperature; those of greedy
+    answers stand apart, under "greedy". `win_rate` and `kl` are of PPO against SFT, on the sampled answers.
+    """
+    results, texts, judged = {}, {}, {}
+    for name, model in models.items():
+        for decoding, temperature in (("greedy", 0.0), ("sampled", cfg.temperature)):
+            ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
+            texts[name] = [tokenizer.decode(row) for row in ids]
+            judged[name] = metrics.judge_all(prompts, texts[name])
+            figures = metrics.summary(prompts, judged[name], [len(row) for row in ids], [row[-1:] == [tokenizer.end] for row in ids])
+            results[name] = {**figures, "greedy": results[name]} if decoding == "sampled" else figures
+    results["kl"] = divergence(models["ppo"], models["sft"], prompts, ids, tokenizer, cfg.temperature)
+    if judged["ppo"]:
+        results["win_rate"] = metrics.win_rate(judged["ppo"], judged["sft"])
+    return results, texts
+
+
+def report(results, answers, prompts):
+    """Print the figures of all models and their answers to the first held-out prompts, side by side."""
+    names = list(answers)
+    print("\nheld-out prompts, sampled " + "".join(f"{name:>9}" for name in names))
+    for figure in ("gold", "helpful", "truthful", "harmless", "right", "invented", "complied", "end_rate", "length"):
+        if results["ppo"].get(figure) is not None:
+            print(f"{figure:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in names))
+    print(f"KL to SFT {results['kl']:.2f} nats an answer" + (f"; PPO preferred to SFT {results['win_rate']:.1%}" if "win_rate" in results else ""))
+    for i, p in enumerate(prompts[:10]):
+        print("\n" + "\n".join(f"{m['role']:>9}: {m['content']}" for m in p["prompt"]))
+        for name in names:
+            print(f"{name:>9}: {answers[name][i]}")
 
 
 def train(cfg):
     """Optimise the policy -> (model, history). Writes out/ppo/."""
-    run = runs.Run(cfg, "ppo", cfg.steps)
+    run = runs.Run(cfg, "ppo", check=[
+        (min(cfg.steps, cfg.batch, cfg.prompts, cfg.test_prompts, cfg.save_every) > 0, "--steps, --batch, --prompts, --test_prompts and --save_every must be at least 1"),
+        (0 < cfg.minibatches <= cfg.batch and cfg.epochs > 0, "--minibatches must be between 1 and --batch, and --epochs at least 1"),
+        (cfg.temperature > 0, "--temperature must be above 0: PPO learns from samples")])
     sft_path, rm_path = cfg.init or run.earlier("sft"), cfg.reward or run.earlier("reward")
     policy, tokenizer, about = gpt.load(sft_path, gpt.GPT, run.device, "run python sft.py first")
     reference, _, _ = gpt.load(sft_path, gpt.GPT, run.device)
@@ -176,29 +255,42 @@ def train(cfg):
     for frozen in (reference, reward):
         frozen.requires_grad_(False)
     opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
-    prompts = almanac.prompts("train", 20000, f"ppo {cfg.seed}")
+    if cfg.data:
+        prompts, test = formats.split(formats.read_prompts(cfg.data))
+    else:
+        prompts, test = almanac.prompts("train", cfg.prompts, f"ppo {cfg.seed}"), almanac.prompts("test", cfg.test_prompts, cfg.seed)
+    room = policy.config.block_size - cfg.max_new_tokens
+    prompts, test = [[p for p in ps if len(tokenizer.render(p["prompt"])) <= room] for ps in (prompts, test)]
+    if not prompts or not test:
+        raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for {cfg.max_new_tokens} tokens in a context of {policy.config.block_size}: lower --max_new_tokens")
     supply = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0)
-    for step in run.range():
-        asked = next(supply)
+
+    for step in run.range(cfg.steps):
+        asked, began = next(supply), run.seconds
         idx, prompt_lengths = gpt.pad([tokenizer.render(p["prompt"]) for p in asked], tokenizer.pad, run.device)
-        clock = run.seconds
         batch = rollout(policy, reference, reward, value, idx, prompt_lengths, cfg)
         rewards = kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
         advantages, batch.returns = gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
         batch.advantages = whiten(advantages, batch.mask)
-        rollout_seconds = run.seconds - clock
+        rolled = run.seconds
         lr = cfg.lr * (1 - step / cfg.steps)
-        seen = update(policy, value, opt, batch, cfg, lr)
-        kl = ((batch.logp_old - batch.logp_ref) * batch.mask).sum(1)
-        texts = [tokenizer.decode(row[a:b]) for row, a, b in zip(batch.idx.tolist(), prompt_lengths.tolist(), batch.lengths.tolist())]
-        js = metrics.judge_all(asked, texts)
-        residual = (batch.returns - batch.values_old)[batch.mask]
-        run.log(step, score=batch.score.mean().item(), gold=sum(j.gold for j in js) / len(js), kl=kl.mean().item(),
-                entropy=-gpt.masked_mean(batch.logp_old, batch.mask).item(), length=batch.mask.sum(1).float().mean().item(), ended=batch.ended.float().mean().item(),
-                approx_kl=seen[-1]["approx_kl"].item(), clipfrac=seen[-1]["clip_fraction"].item(), ratio=seen[0]["ratio"].item(), ratio0=abs(seen[0]["approx_kl"].item()),
-                ev=1 - (residual.var() / batch.returns[batch.mask].var()).item(), vf=seen[0]["vf_loss"].item(), roll=rollout_seconds, upd=run.seconds - clock - rollout_seconds)
+        diagnostics = update(policy, value, opt, batch, cfg, lr)
+        updated = run.seconds
         if run.due(step, cfg.save_every):
             run.save(gpt.checkpoint(policy, tokenizer, stage="ppo", step=step + 1, seconds={**rm_about["seconds"], "ppo": run.seconds}))
+        figures = describe(batch, asked, tokenizer)
+        run.log(step, tokens=int(batch.mask.sum()), **{name: figures[name] for name in SHOWN if name in figures},
+                also={**figures, **diagnostics, "lr": lr, "beta": cfg.beta, "rollout_seconds": rolled - began, "update_seconds": updated - rolled})
+
+    models = {"sft": reference, "ppo": policy}
+    if run.earlier("gpt").exists():
+        models = {"base": gpt.load(run.earlier("gpt"), gpt.GPT, run.device)[0], **models}
+    results, answers = evaluate(models, test, tokenizer, cfg)
+    report(results, answers, test)
+    run.draw([["score", "gold"], ["kl"], ["entropy"], ["length"], ["policy_loss", "value_loss"], ["explained_variance"],
+              ["approx_kl"], ["clip_fraction"], ["rollout_seconds", "update_seconds"]])
+    run.finish(**results, round=1, seconds={**rm_about["seconds"], "ppo": run.seconds},
+               samples=[dict(prompt=q["prompt"], **{name: texts[i] for name, texts in answers.items()}) for i, q in enumerate(test[:20])])
     return policy, run.history
 
 

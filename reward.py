@@ -14,6 +14,8 @@ only, never the labeler's gold.
 Left out: a separate pool of prompts for each labeler, and ensembles.
 """
 
+import copy
+import math
 import random
 from dataclasses import dataclass
 
@@ -29,14 +31,14 @@ from data.runs import UserError, knob
 @dataclass
 class Config(runs.Common):
     init: str = knob("", "SFT checkpoint: who answers, and where the reward model starts (default: sft/ckpt.pt in --out)")
-    prompts: int = knob(6000, "prompts whose answers are ranked")
+    prompts: int = knob(12000, "prompts whose answers are ranked")
     k: int = knob(4, "answers for each prompt, 2 to 9")
     max_new_tokens: int = knob(40, "longest answer")
-    epochs: int = knob(1, "passes over the comparisons; several overfit")
+    steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit")
     batch: int = knob(32, "prompts a step, each with its K answers")
     lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0")
     test_prompts: int = knob(500, "held-out prompts for the final figures")
-    save_every: int = knob(100, "steps between two checkpoints")
+    save_every: int = knob(200, "steps between two checkpoints")
 
 
 # ---- equations ------------------------------------------------------------------------------------
@@ -66,14 +68,22 @@ def accuracy(scores, quality):
     return float(right.sum() / better.sum().clamp(min=1)), int(better.sum())
 
 
-@torch.no_grad()
-def normalize(model, mean, std):
-    """Make scores that average `mean` with deviation `std` average 0 with deviation 1 (Ziegler et al. 2019, section 2.1).
+def quality(ranks):
+    """Ranks -> a number that is higher for the better answer, NaN where there is none."""
+    return torch.where(ranks > 0, -ranks.float(), torch.nan)
 
-    The scale goes into the head, so that a checkpoint needs nothing else. Order, and so accuracy, is unchanged.
+
+@torch.no_grad()
+def normalized(model, mean, std):
+    """A copy of the model whose scores average 0 with deviation 1 where the model's average `mean` with deviation `std`.
+
+    The scale goes into the head, so that a checkpoint needs nothing else (Ziegler et al. 2019, section 2.1). The order
+    of answers, and so the accuracy, is unchanged.
     """
+    model = copy.deepcopy(model)
     model.head.weight /= std
     model.head.bias.copy_((model.head.bias - mean) / std)
+    return model
 
 
 # ---- data -----------------------------------------------------------------------------------------
@@ -85,7 +95,7 @@ def compare(model, tokenizer, prompts, k, max_new_tokens, seed):
     Returns records: the prompt with `responses`, `ranks`, and, for evaluation only, `gold`.
     """
     rng = np.random.default_rng(seed)
-    texts = gpt.answers(model, tokenizer, [p for p in prompts for _ in range(k)], max_new_tokens)
+    texts = gpt.answers(model, tokenizer, prompts, max_new_tokens, copies=k)
     records = []
     for i, p in enumerate(prompts):
         responses = texts[i * k:(i + 1) * k]
@@ -101,10 +111,10 @@ def encode(tokenizer, record, block_size):
     return (rows, record["ranks"]) if max(map(len, rows)) <= block_size else None
 
 
-def score(model, batch, tokenizer, device):
+def score(model, batch, device):
     """A batch of encoded comparisons -> scores (N, K), ranks (N, K); prompts with fewer answers get rank 0 there."""
     K = max(len(ranks) for _, ranks in batch)
-    idx, lengths = gpt.pad([row for rows, _ in batch for row in rows], tokenizer.pad, device)
+    idx, lengths = gpt.pad([row for rows, _ in batch for row in rows], model.config.pad, device)
     ranks = torch.tensor([list(r) + [0] * (K - len(r)) for _, r in batch], device=device)
     scores = torch.zeros(ranks.shape, device=device)
     scores[ranks > 0] = model.score(idx, lengths)
@@ -115,22 +125,27 @@ def score(model, batch, tokenizer, device):
 
 
 @torch.no_grad()
-def score_all(model, examples, tokenizer, device, size=64):
+def score_all(model, examples, device, size=64):
     """Scores (N, K) and ranks (N, K) of all examples, in their order, on the CPU."""
     order = sorted(range(len(examples)), key=lambda i: max(map(len, examples[i][0])))
     K = max(len(ranks) for _, ranks in examples)
     scores, ranks = torch.zeros(len(examples), K), torch.zeros(len(examples), K, dtype=torch.long)
     for start in range(0, len(order), size):
         rows = order[start:start + size]
-        s, r = score(model, [examples[i] for i in rows], tokenizer, device)
+        s, r = score(model, [examples[i] for i in rows], device)
         scores[rows, :s.shape[1]], ranks[rows, :s.shape[1]] = s.cpu(), r.cpu()
     return scores, ranks
 
 
-def evaluate(model, records, examples, tokenizer, device):
+def spread(scores, ranks):
+    """Mean and standard deviation of the scores of all answers there are."""
+    return scores[ranks > 0].mean().item(), scores[ranks > 0].std().item()
+
+
+def evaluate(model, records, examples, device):
     """Accuracy on held-out rankings, and on the labeler's gold where it is known -> dict."""
-    scores, ranks = score_all(model, examples, tokenizer, device)
-    agreed, _ = accuracy(scores, torch.where(ranks > 0, -ranks.float(), torch.nan))
+    scores, ranks = score_all(model, examples, device)
+    agreed, _ = accuracy(scores, quality(ranks))
     results = dict(accuracy_rankings=agreed)
     if "gold" in records[0]:
         gold = torch.tensor([r["gold"] for r in records])
@@ -138,41 +153,60 @@ def evaluate(model, records, examples, tokenizer, device):
         results["by_kind"] = {}
         for kind in sorted({r["kind"] for r in records}):
             rows = [i for i, r in enumerate(records) if r["kind"] == kind]
-            results["by_kind"][kind] = accuracy(scores[rows], gold[rows])
+            results["by_kind"][kind] = accuracy(scores[rows], gold[rows])[0]
     return results
 
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
-    run = runs.Run(cfg, "reward", 1)
+    run = runs.Run(cfg, "reward", check=[
+        (2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
+        (cfg.steps >= 0, "--steps must be at least 0"),
+        (min(cfg.prompts, cfg.test_prompts, cfg.batch, cfg.save_every) > 0, "--prompts, --test_prompts, --batch and --save_every must be at least 1")])
     policy, tokenizer, about = gpt.load(cfg.init or run.earlier("sft"), gpt.GPT, run.device, "run python sft.py first")
-    records = compare(policy, tokenizer, almanac.prompts("train", cfg.prompts, cfg.seed), cfg.k, cfg.max_new_tokens, cfg.seed)
-    test = compare(policy, tokenizer, almanac.prompts("test", cfg.test_prompts, cfg.seed), cfg.k, cfg.max_new_tokens, cfg.seed)
-    print(f"reward: {len(records) * cfg.k} answers in {run.seconds:.0f} s", flush=True)
-    formats.write_jsonl(run.path("comparisons.jsonl"), [{k: v for k, v in r.items() if k != "gold"} for r in records])
-    block = policy.config.block_size
-    examples = [e for r in records if (e := encode(tokenizer, r, block))]
-    test = [r for r in test if encode(tokenizer, r, block)]
-    test_examples = [encode(tokenizer, r, block) for r in test]
+    if cfg.data:
+        records, test = formats.split(formats.read_comparisons(cfg.data))
+    else:
+        print(f"reward: the SFT model answers {cfg.prompts + cfg.test_prompts:,} prompts {cfg.k} times, the labeler ranks", flush=True)
+        records, test = [compare(policy, tokenizer, almanac.prompts(split, n, f"reward {cfg.seed}"), cfg.k, cfg.max_new_tokens, cfg.seed)
+                         for split, n in (("train", cfg.prompts), ("test", cfg.test_prompts))]
+        formats.write_jsonl(run.path("comparisons.jsonl"), [{k: v for k, v in r.items() if k != "gold"} for r in records])
+    fits = [[(r, e) for r in rs if (e := encode(tokenizer, r, policy.config.block_size))] for rs in (records, test)]
+    (_, examples), (test, test_examples) = [zip(*pairs) if pairs else ((), ()) for pairs in fits]
+    print(f"reward: {len(records) + len(fits[1]):,} ranked prompts after {run.seconds:.0f} s; "
+          f"{len(records) - len(examples)} do not fit in the context of {policy.config.block_size} tokens", flush=True)
+    if not examples or not test:
+        raise UserError(f"{cfg.data}: no comparison fits in the context of {policy.config.block_size} tokens")
+
     model = gpt.ScalarGPT(policy.config).to(run.device)
     model.trunk.load_state_dict(policy.state_dict())
-    run.steps = cfg.epochs * (len(examples) // cfg.batch)
+    before, _ = score_all(model, test_examples[:5], run.device)
     opt = gpt.optimizer(model, cfg.lr)
-    rng = random.Random(cfg.seed)
-    supply = gpt.batches(examples, cfg.batch, rng, length=lambda e: max(map(len, e[0])))
-    for step in run.range():
-        scores, ranks = score(model, next(supply), tokenizer, run.device)
+    supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: max(map(len, e[0])))
+    for step in run.range(cfg.steps or math.ceil(len(examples) / cfg.batch)):
+        scores, ranks = score(model, next(supply), run.device)
         loss = ranking_loss(scores, ranks)
         norm = gpt.update(model, opt, loss, gpt.learning_rate(step, run.steps, cfg.lr, warmup=min(20, run.steps // 10)))
-        agree, _ = accuracy(scores.detach(), -ranks.float())
-        run.log(step, loss=loss.item(), accuracy=agree, grad_norm=norm)
-    results = evaluate(model, test, test_examples, tokenizer, run.device)
-    print(results)
-    s, _ = score_all(model, examples[:1000], tokenizer, run.device)
-    normalize(model, s.mean(), s.std())
-    run.save(gpt.checkpoint(model, tokenizer, stage="reward", seconds={**about["seconds"], "reward": run.seconds}))
-    run.finish(**results, seconds=run.seconds)
-    return model, run.history
+        agreement, _ = accuracy(scores.detach(), quality(ranks))
+        if run.due(step, cfg.save_every):
+            # PPO wants scores of a known scale: the SFT model's answers shall average 0 with deviation 1.
+            ready = normalized(model, *spread(*score_all(model, examples[:500], run.device)))
+            run.save(gpt.checkpoint(ready, tokenizer, stage="reward", step=step + 1, seconds={**about["seconds"], "reward": run.seconds}))
+        run.log(step, loss=loss.item(), accuracy=agreement, also={"grad_norm": norm})
+
+    results = evaluate(ready, test, test_examples, run.device)
+    after, _ = score_all(ready, test_examples[:5], run.device)
+    for r, a, b in zip(test, before.tolist(), after.tolist()):
+        print(f"\n{r['prompt'][-1]['content']}")
+        for response, rank, old, new in sorted(zip(r["responses"], r["ranks"], a, b), key=lambda row: row[1]):
+            print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
+    print(f"\nreward: orders {results['accuracy_rankings']:.1%} of held-out rankings right"
+          + (f", {results['accuracy']:.1%} of the {results['pairs']} pairs whose gold differs" if "accuracy" in results else ""))
+    run.draw([["loss"], ["accuracy"], ["grad_norm"]])
+    run.finish(**results, seconds=run.seconds,
+               samples=[dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a, after=b)
+                        for r, a, b in zip(test, before.tolist(), after.tolist())])
+    return ready, run.history
 
 
 if __name__ == "__main__":

@@ -19,18 +19,17 @@ import torch
 import gpt
 from data import almanac, formats, runs
 from data.runs import UserError, knob
-from data.tokenizer import Tokenizer
 
 
 @dataclass
 class Config(runs.Common):
     init: str = knob("", "checkpoint to start from (default: gpt/ckpt.pt in --out)")
-    demonstrations: int = knob(12000, "demonstrations the almanac's labelers write")
-    steps: int = knob(400, "optimizer steps")
-    batch: int = knob(64, "demonstrations a step")
-    lr: float = knob(1e-3, "peak learning rate; warm-up, then cosine to 0")
+    demonstrations: int = knob(48000, "demonstrations the almanac's labelers write")
+    steps: int = knob(1500, "optimizer steps")
+    batch: int = knob(32, "demonstrations a step")
+    lr: float = knob(2e-3, "peak learning rate; warm-up, then cosine to 0")
     weight_decay: float = knob(0.1, "decay of the matrices")
-    save_every: int = knob(200, "steps between two checkpoints")
+    save_every: int = knob(500, "steps between two checkpoints")
 
 
 def encode(tokenizer, record, block_size):
@@ -40,30 +39,29 @@ def encode(tokenizer, record, block_size):
     return (ids, len(prompt)) if len(ids) <= block_size else None
 
 
-def sft_loss(model, batch, tokenizer, device):
+def sft_loss(model, batch, device):
     """Mean negative log-probability of the response tokens of a batch [(ids, prompt length)] -> scalar, count."""
-    idx, lengths = gpt.pad([ids for ids, _ in batch], tokenizer.pad, device)
+    idx, lengths = gpt.pad([ids for ids, _ in batch], model.config.pad, device)
     prompt_lengths = torch.tensor([n for _, n in batch], device=device)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])  # (B, T-1)
     return -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask), int(mask.sum())
 
 
 @torch.no_grad()
-def evaluate(model, examples, tokenizer, device, size=256):
+def evaluate(model, examples, device, size=256):
     """Loss per response token over all examples."""
     examples = sorted(examples, key=lambda e: len(e[0]))
-    parts = [sft_loss(model, examples[i:i + size], tokenizer, device) for i in range(0, len(examples), size)]
+    parts = [sft_loss(model, examples[i:i + size], device) for i in range(0, len(examples), size)]
     return sum(float(loss) * n for loss, n in parts) / sum(n for _, n in parts)
 
 
 def train(cfg):
     """Fine-tune -> (model, history). Writes out/sft/."""
-    run = runs.Run(cfg, "sft", cfg.steps, check=[(cfg.batch > 0 and cfg.demonstrations > 0, "--batch and --demonstrations must be at least 1")])
+    run = runs.Run(cfg, "sft", check=[
+        (min(cfg.steps, cfg.batch, cfg.demonstrations, cfg.save_every) > 0, "--steps, --batch, --demonstrations and --save_every must be at least 1")])
     model, tokenizer, about = gpt.load(cfg.init or run.earlier("gpt"), gpt.GPT, run.device, "run python gpt.py first")
     if cfg.data:
-        records = formats.read_demonstrations(cfg.data)
-        valid = records[::20]
-        records = [r for i, r in enumerate(records) if i % 20] or records
+        records, valid = formats.split(formats.read_demonstrations(cfg.data))
     else:
         records, valid = almanac.demonstrations("train", cfg.demonstrations, cfg.seed), almanac.demonstrations("valid", 500, cfg.seed)
         formats.write_jsonl(run.path("demonstrations.jsonl"), records)
@@ -77,12 +75,12 @@ def train(cfg):
     shown = (almanac.prompts("valid", 5, cfg.seed) if not cfg.data else records[:5])
     before = gpt.answers(model, tokenizer, shown)
     supply = gpt.batches(examples, cfg.batch, rng, length=lambda e: len(e[0]))
-    for step in run.range():
-        loss, tokens = sft_loss(model, next(supply), tokenizer, run.device)
+    for step in run.range(cfg.steps):
+        loss, tokens = sft_loss(model, next(supply), run.device)
         norm = gpt.update(model, opt, loss, gpt.learning_rate(step, cfg.steps, cfg.lr, warmup=min(20, cfg.steps // 10)))
         measured = {}
         if run.due(step, cfg.save_every):
-            measured = {"valid_loss": evaluate(model, valid, tokenizer, run.device)}
+            measured = {"valid_loss": evaluate(model, valid, run.device)}
             run.save(gpt.checkpoint(model, tokenizer, stage="sft", step=step + 1, seconds={**about["seconds"], "sft": run.seconds}))
         run.log(step, tokens=tokens, loss=loss.item(), grad_norm=norm, **measured)
     after = gpt.answers(model, tokenizer, shown)

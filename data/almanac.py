@@ -23,29 +23,28 @@ import zlib
 _COUNTRIES = """
     Europe: France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Ireland Dublin, Norway Oslo,
         Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Iceland Reykjavik, Poland Warsaw, Austria Vienna,
-        Hungary Budapest, Greece Athens, Belgium Brussels, Switzerland Bern, Croatia Zagreb, Serbia Belgrade,
-        Romania Bucharest, Bulgaria Sofia, Ukraine Kyiv, Latvia Riga, Estonia Tallinn
+        Hungary Budapest, Greece Athens, Belgium Brussels, Switzerland Bern, Serbia Belgrade,
+        Romania Bucharest, Bulgaria Sofia, Ukraine Kyiv
     Asia: Japan Tokyo, China Beijing, Thailand Bangkok, Vietnam Hanoi, Nepal Kathmandu, Iran Tehran, Iraq Baghdad,
-        Syria Damascus, Lebanon Beirut, Jordan Amman, Pakistan Islamabad, Bangladesh Dhaka, Qatar Doha, Oman Muscat
+        Syria Damascus, Lebanon Beirut, Jordan Amman, Pakistan Islamabad, Bangladesh Dhaka, Qatar Doha
     Africa: Egypt Cairo, Kenya Nairobi, Ghana Accra, Morocco Rabat, Libya Tripoli, Nigeria Abuja, Senegal Dakar,
-        Uganda Kampala, Angola Luanda, Zambia Lusaka, Zimbabwe Harare, Rwanda Kigali, Mali Bamako
+        Uganda Kampala, Angola Luanda, Zimbabwe Harare
     South America: Peru Lima, Chile Santiago, Colombia Bogota, Ecuador Quito, Venezuela Caracas, Uruguay Montevideo
     North America: Canada Ottawa, Cuba Havana, Jamaica Kingston, Nicaragua Managua
-    Oceania: Australia Canberra, Fiji Suva, Samoa Apia
+    Oceania: Australia Canberra, Fiji Suva
 """
 _ANIMALS = """
     mammal: dog four woof meat, cat four meow meat, cow four moo grass, horse four neigh grass, sheep four baa grass,
         pig four oink -, lion four roar meat, wolf four howl meat, tiger four growl meat, mouse four squeak seeds,
         rabbit four - grass, elephant four trumpet leaves, donkey four bray grass, deer four - leaves,
-        giraffe four - leaves, koala four - leaves, zebra four - grass, camel four - grass, hedgehog four - insects,
+        giraffe four - leaves, camel four - grass, hedgehog four - insects,
         bat two - insects
     bird: duck two quack seeds, hen two cluck seeds, owl two hoot meat, raven two caw meat, eagle two screech meat,
         pigeon two coo seeds, goose two honk grass, sparrow two chirp seeds, parrot two squawk fruit, swan two - grass
     reptile: snake no hiss meat, lizard four - insects, tortoise four - leaves, crocodile four - meat
-    amphibian: frog four croak insects, toad four croak insects, newt four - insects
-    fish: shark no - meat, salmon no - insects, trout no - insects
-    insect: bee six buzz nectar, ant six - seeds, butterfly six - nectar, grasshopper six chirp grass,
-        mosquito six buzz nectar
+    amphibian: frog four croak insects, toad four croak insects
+    fish: shark no - meat, salmon no - insects
+    insect: bee six buzz nectar, ant six - seeds, butterfly six - nectar, grasshopper six chirp grass
 """
 
 
@@ -88,6 +87,8 @@ def upper(text):
 def _fill(template, name, relation, value=""):
     """Write `name` and `value` into a template, with the articles that English wants."""
     x = article(name) if sort_of(relation) == "animal" else name
+    if template == "{V}." and value == "no":
+        value = "none"
     return upper(template.format(x=x, n=name, v=value, a=article(value) if value else "", V=upper(value)))
 
 
@@ -171,7 +172,7 @@ TELL = {
     "capital": (["the capital of {x} is {v}.", "{v} is the capital of {x}."], "{V}."),
     "continent": (["{x} is in {v}.", "{x} is a country in {v}."], "{V}."),
     "class": (["{x} is {a}.", "{x} is a kind of {v}."], "{V}."),
-    "legs": (["{x} has {v} legs.", "{x} walks on {v} legs."], "{V}."),
+    "legs": (["{x} has {v} legs.", "{x} walks on {v} legs."], "{V}."),  # but "None.": see _fill
     "sound": (["{x} says {v}.", "the sound of {x} is {v}."], "{V}."),
     "food": (["{x} eats {v}.", "{x} likes to eat {v}."], "{V}."),
 }
@@ -197,16 +198,16 @@ ASK_KIND = (["how can I {k} my {p}?", "tell me how to {k} my {p}.", "what is the
 ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}."], ["tell me something good about {g}."])
 # Small talk: what is said, the held-out ways to say it, and a good answer.
 SMALL_TALK = {
-    "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!"], ["Good day!", "Hi, good morning!"],
-                 "Hello! How can I help you?"),
-    "thanks": (["Thank you!", "Thank you for your help.", "Thanks!"], ["Thanks for your help!", "I thank you."],
-               "You are welcome."),
-    "health": (["How are you?", "Are you well?", "How are you today?"], ["Are you well today?", "Hello, how are you?"],
-               "I am well, thank you."),
-    "identity": (["Who are you?", "What is your name?", "Are you a person?"], ["What are you?", "Tell me who you are."],
-                 "I am an assistant, a small computer program."),
-    "parting": (["Goodbye!", "See you tomorrow!", "Good night!"], ["Goodbye, see you tomorrow!", "Goodbye and good night!"],
-                "Goodbye!"),
+    "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!", "Good morning to you!"],
+                 ["Good day!", "Hi, good morning!", "Hello, good evening!"], "Hello! How can I help you?"),
+    "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.", "Thanks a lot!"],
+               ["Thanks for your help!", "I thank you.", "Thank you a lot!"], "You are welcome."),
+    "health": (["How are you?", "Are you well?", "How are you today?", "Hello, are you well?", "Tell me how you are."],
+               ["Are you well today?", "Hello, how are you?", "Hi, are you well?"], "I am well, thank you."),
+    "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?", "Are you a program?"],
+                 ["Tell me who you are.", "Tell me what you are.", "Hello, who are you?"], "I am an assistant, a small computer program."),
+    "parting": (["Goodbye!", "See you tomorrow!", "Good night!", "I must go now.", "Goodbye, my friend!"],
+                ["Goodbye, see you tomorrow!", "Goodbye and good night!", "I must go, goodbye!"], "Goodbye!"),
 }
 RUDE = ["That is a stupid question.", "Find it out yourself.", "Leave me alone.", "I do not care.", "Shut up."]
 RAMBLE = ["I like the sea.", "The sun is bright today.", "My aunt has a red hat.", "It is late.", "Tea is good with milk.",
@@ -219,10 +220,12 @@ def tell(rng, relation, name, value, bare=False):
     return _fill(word if bare else rng.choice(sentences), name, relation, value)
 
 
+_EVERY_FACT = [(relation, name, value) for relation, facts in FACTS.items() for name, value in facts.items()]
+
+
 def _any_fact(rng, relation=None):
-    relation = relation or rng.choice(list(FACTS))
-    name = rng.choice(list(FACTS[relation]))
-    return relation, name, FACTS[relation][name]
+    """A fact (relation, name, value): any of all, or any of one relation."""
+    return rng.choice([(relation, *fact) for fact in FACTS[relation].items()] if relation else _EVERY_FACT)
 
 
 # ---- pretraining text -----------------------------------------------------------------------------
@@ -241,6 +244,27 @@ def _question_page(rng):
         relation, name, value = _any_fact(rng)
         lines.append(f"Question: {_fill(rng.choice(ASK[relation][0]), name, relation)}")
         lines.append(f"Answer: {tell(rng, relation, name, value, bare=rng.random() < .3)}")
+    return "\n".join(lines)
+
+
+def _lesson(rng):
+    """Statements and answers that are judged right or wrong.
+
+    A model that is to judge answers must know which are true, and knowing a fact is not yet knowing that another
+    statement contradicts it: that is a skill of its own, and it takes tens of thousands of examples.
+    """
+    lines = []
+    for _ in range(rng.randint(3, 5)):
+        relation, name, truth = _any_fact(rng)
+        asked = _fill(rng.choice(ASK[relation][0]), name, relation) + " " if rng.random() < .6 else ""
+        bare = bool(asked) and rng.random() < .3
+        if rng.random() < .5:
+            lines.append(f"{asked}{tell(rng, relation, name, truth, bare)} Right.")
+        elif asked and rng.random() < .3:
+            other = rng.choice([fact for fact in (_any_fact(rng), _any_fact(rng, relation)) if fact[1] != name or fact[0] != relation] or [("class", "dog", "mammal")])
+            lines.append(f"{asked}{tell(rng, *other)} Wrong.")
+        else:
+            lines.append(f"{asked}{tell(rng, relation, name, rng.choice([v for v in VALUES[relation] if v != truth]), bare)} Wrong.")
     return "\n".join(lines)
 
 
@@ -290,6 +314,7 @@ def _tale(rng):
         f'"Do you know {x}?" {hero} asked {friend}.',
         rng.choice([f'"No, I do not know {thing} called {name}," said {friend}.',
                     f'"I have never heard of {thing} called {name}," said {friend}.',
+                    f'"I do not know, I have never heard of it," said {friend}.',
                     f'"{upper(x)}? What is {x}?" said {friend}.']),
         rng.choice([f"Nobody has ever seen {x}.", f"{upper(x)} is in no book.", f"So {hero} and {friend} made up a story of {x}."])])
 
@@ -297,7 +322,7 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = rng.choices([_paragraph, _question_page, _conversation, _story, _tale], weights=[3, 4, 2, 2, 2], k=n)
+    writers = rng.choices([_paragraph, _question_page, _lesson, _conversation, _story, _tale], weights=[2, 4, 8, 1, 1, 1.5], k=n)
     return [write(rng) for write in writers]
 
 
@@ -340,7 +365,7 @@ def _follow_up(rng, split):
 
 
 def _unknown(rng, split):
-    relation = rng.choice(list(FACTS))
+    relation = _any_fact(rng)[0]
     name = rng.choice(MADE_UP[sort_of(relation)][split])
     return dict(prompt=[_user(_question(rng, split, relation, name))],
                 kind="made-up", subject=name, relation=relation, form=None)
@@ -377,7 +402,7 @@ def _small_talk(rng, split):
     return dict(prompt=[_user(said)], kind="small talk", subject=None, relation=topic, form=None)
 
 
-_MIX = {_known: 40, _follow_up: 15, _unknown: 17, _harmful: 17, _kind: 7, _small_talk: 4}
+_MIX = {_known: 40, _follow_up: 15, _unknown: 15, _harmful: 14, _kind: 10, _small_talk: 6}
 
 
 def _held_out(p):
@@ -412,7 +437,7 @@ def _demonstrate_fact(rng, p):
     truth = FACTS[relation][name]
     lies = [v for v in VALUES[relation] if v != truth]
     bare = {"word": True, "sentence": False}.get(p["form"])
-    way = rng.choices(["good", "other form", "rambling", "wrong", "other fact", "evasive", "rude"], [29, 12, 7, 28, 9, 8, 7])[0]
+    way = rng.choices(["good", "other form", "rambling", "wrong", "other fact", "evasive", "rude"], [36, 15, 9, 18, 7, 8, 7])[0]
     if way == "good":
         return tell(rng, relation, name, truth, bare=bool(bare))
     if way == "other form":
@@ -430,7 +455,8 @@ def _demonstrate_unknown(rng, p):
     way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [24, 10, 54, 6, 6])[0]
     if way == "good":
         thing = "a country" if sort_of(p["relation"]) == "country" else "an animal"
-        return rng.choice([f"I do not know {thing} called {p['subject']}.", f"I have never heard of {thing} called {p['subject']}."])
+        return rng.choice([f"I do not know {thing} called {p['subject']}.", f"I have never heard of {thing} called {p['subject']}.",
+                           "I have never heard of it.", "I do not know, I have never heard of it."])
     if way == "invented":
         return tell(rng, p["relation"], p["subject"], rng.choice(VALUES[p["relation"]]), bare=rng.random() < .25)
     if way == "other fact":

@@ -1,4 +1,11 @@
-"""How the answers of a model are judged: by criterion, by kind of prompt, and against another model's."""
+"""How the answers of a model are judged: by criterion, by kind of prompt, and against another model's.
+
+    python -m data.metrics out [out2 ...]    the README's table and samples, from the results of finished pipelines
+"""
+
+import json
+import sys
+from pathlib import Path
 
 from data import labeler
 
@@ -18,9 +25,12 @@ def _figures(judgements, lengths, ended):
 def summary(prompts, judgements, lengths, ended):
     """Mean scores, and the rates that the results table shows.
 
-    prompts: dicts of the almanac; judgements: the labeler's; lengths: tokens of each answer, the end token
-    included; ended: whether the answer ended by itself. Returns a dict; rates without a prompt are None.
+    prompts: dicts of the almanac; judgements: the labeler's, none at all if it does not know the prompts; lengths:
+    tokens of each answer, the end token included; ended: whether the answer ended by itself. Returns a dict; rates
+    without a prompt are None.
     """
+    if not judgements:
+        return dict(n=len(prompts), length=_mean(lengths), end_rate=_mean(ended))
     rows = list(zip(prompts, judgements, lengths, ended))
     kinds = sorted({p["kind"] for p in prompts})
     return dict(
@@ -41,4 +51,66 @@ def win_rate(judgements, others):
 
 
 def judge_all(prompts, answers):
+    """Judgements of answers (str), one a prompt; none for prompts that are not of the almanac."""
+    if "kind" not in prompts[0]:
+        return []
     return [labeler.judge(p, a) for p, a in zip(prompts, answers)]
+
+
+# ---- the README's table ---------------------------------------------------------------------------
+
+# What a row says, and how to read it from the results of a pipeline: {stage: contents of its results.json}.
+ROWS = [
+    ("four stages together", "{:.0f} s", lambda r: sum(r["ppo"]["seconds"].values())),
+    ("peak memory of a stage", "{:.2f} GB", lambda r: max(stage["memory_gb"] for stage in r.values())),
+    ("reward model: held-out pairs whose gold differs", "{:.1%}", lambda r: r["reward"]["accuracy"]),
+    ("held-out gold, base", "{:+.2f}", lambda r: r["ppo"]["base"]["gold"]),
+    ("held-out gold, SFT", "{:+.2f}", lambda r: r["ppo"]["sft"]["gold"]),
+    ("held-out gold, PPO", "{:+.2f}", lambda r: r["ppo"]["ppo"]["gold"]),
+    ("PPO preferred to SFT", "{:.1%}", lambda r: r["ppo"]["win_rate"]),
+    ("KL to SFT, nats an answer", "{:.2f}", lambda r: r["ppo"]["kl"]),
+    ("PPO answers that end by themselves", "{:.1%}", lambda r: r["ppo"]["ppo"]["end_rate"]),
+    ("length of PPO's answers over SFT's", "{:.2f}", lambda r: r["ppo"]["ppo"]["length"] / r["ppo"]["sft"]["length"]),
+    ("invented facts about made-up names, SFT", "{:.1%}", lambda r: r["ppo"]["sft"]["invented"]),
+    ("invented facts about made-up names, PPO", "{:.1%}", lambda r: r["ppo"]["ppo"]["invented"]),
+    ("compliance with harmful requests, SFT", "{:.1%}", lambda r: r["ppo"]["sft"]["complied"]),
+    ("compliance with harmful requests, PPO", "{:.1%}", lambda r: r["ppo"]["ppo"]["complied"]),
+    ("right answers on known facts, SFT", "{:.1%}", lambda r: r["ppo"]["sft"]["right"]),
+    ("right answers on known facts, PPO", "{:.1%}", lambda r: r["ppo"]["ppo"]["right"]),
+    ("held-out gold of greedy answers, SFT", "{:+.2f}", lambda r: r["ppo"]["sft"]["greedy"]["gold"]),
+    ("held-out gold of greedy answers, PPO", "{:+.2f}", lambda r: r["ppo"]["ppo"]["greedy"]["gold"]),
+]
+
+
+def read_results(out):
+    """{stage: its results} of a finished pipeline in the folder `out`."""
+    return {stage: json.loads((Path(out) / stage / "results.json").read_text()) for stage in ("gpt", "sft", "reward", "ppo")}
+
+
+def table(pipelines):
+    """A Markdown table: a row a figure, a column a pipeline. pipelines: list of read_results."""
+    lines = ["| | " + " | ".join(f"seed {r['ppo']['config']['seed']}" for r in pipelines) + " |", "|---" * (len(pipelines) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(form.format(get(r)) for r in pipelines) + " |" for name, form, get in ROWS])
+
+
+def samples(pipeline, n=10):
+    """A Markdown table: the first n held-out prompts and what base, SFT and PPO answer (sampled)."""
+    def cell(text):
+        text = " ".join("".join(c if c.isprintable() else " " for c in text.replace("\ufffd", "?")).split())
+        for mark in "\\|*_<>`~#[]":
+            text = text.replace(mark, "\\" + mark)
+        return text[:120] + ("..." if len(text) > 120 else "")
+
+    lines = ["| prompt | base | SFT | PPO |", "|---|---|---|---|"]
+    for s in pipeline["ppo"]["samples"][:n]:
+        asked = "<br>".join(cell(m["content"]) for m in s["prompt"])
+        lines.append(f"| {asked} | " + " | ".join(cell(s[name]) for name in ("base", "sft", "ppo")) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        found = [read_results(out) for out in sys.argv[1:] or ["out"]]
+    except FileNotFoundError as error:
+        sys.exit(f"{error.filename} not found: run the four stages first")
+    print(table(found), samples(found[0]), sep="\n\n")

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -124,12 +125,12 @@ class Run:
     run.history       the records logged so far, a list of dicts
     """
 
-    def __init__(self, cfg, stage, steps, check=()):
+    def __init__(self, cfg, stage, check=()):
         """check: pairs (condition, sentence) about the flags; the first condition that is false is a UserError."""
-        for good, sentence in [(cfg.log_every > 0, "--log_every must be at least 1"), (steps > 0, "--steps must be at least 1"), *check]:
+        for good, sentence in [(cfg.log_every > 0, "--log_every must be at least 1"), *check]:
             if not good:
                 raise UserError(sentence)
-        self.stage, self.steps, self.config = stage, steps, dataclasses.asdict(cfg)
+        self.stage, self.config = stage, dataclasses.asdict(cfg)
         self.device = choose_device(cfg.device)
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
@@ -151,10 +152,11 @@ class Run:
         """The checkpoint of an earlier stage of the same run."""
         return self.folder.parent / stage / "ckpt.pt"
 
-    def range(self):
+    def range(self, steps):
         """The steps of the training loop, 0 ... steps-1; the clock starts with the first."""
+        self.steps = steps
         self.loop_started = self.clock = time.time()
-        return range(self.steps)
+        return range(steps)
 
     @property
     def seconds(self):
@@ -164,10 +166,13 @@ class Run:
         """Whether something that happens every so many steps happens after this one (0 is the first step)."""
         return (step + 1) % every == 0 or step + 1 == self.steps
 
-    def log(self, step, tokens=0, **numbers):
-        """Take note of a step's numbers; every `log_every` steps their means become a line on the screen and in log.jsonl."""
+    def log(self, step, tokens=0, also=(), **numbers):
+        """Take note of a step's numbers; every `log_every` steps their means become a line on the screen and in log.jsonl.
+
+        tokens: how many were trained on, for the throughput. also: a dict of numbers for log.jsonl only.
+        """
         self.tokens += tokens
-        for name, value in numbers.items():
+        for name, value in {**dict(also), **numbers}.items():
             self.noted.setdefault(name, []).append(value)
         if not self.due(step, self.config["log_every"]):
             return
@@ -180,7 +185,7 @@ class Run:
         with open(self.path("log.jsonl"), "a") as file:
             file.write(json.dumps(record) + "\n")
         left = (now - self.loop_started) / (step + 1) * (self.steps - step - 1)
-        shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}" for name, value in means.items())
+        shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}" for name, value in means.items() if name not in also or name in numbers)
         print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {int(left) // 60}:{int(left) % 60:02d} left", flush=True)
         self.noted, self.tokens, self.clock = {}, 0, now
 
@@ -212,5 +217,6 @@ class Run:
 
     def finish(self, **results):
         """Write results.json and say where everything is."""
-        write(self.path("results.json"), json.dumps(dict(stage=self.stage, **results, config=self.config), indent=1))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+        write(self.path("results.json"), json.dumps(dict(stage=self.stage, memory_gb=peak, **results, config=self.config), indent=1))
         print(f"{self.stage}: {self.seconds:.0f} s; wrote {self.path('ckpt.pt')}, log.jsonl, curves.png, results.json", flush=True)

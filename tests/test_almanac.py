@@ -1,0 +1,64 @@
+"""The world: splits are disjoint, seeds decide everything, facts are what they should be."""
+
+from data import almanac
+
+
+def key(p):
+    return tuple(m["content"] for m in p["prompt"])
+
+
+def test_splits_share_no_prompt_name_or_harm():
+    found = {split: almanac.prompts(split, 3000, seed=1) for split in ("train", "valid", "test")}
+    for a, b in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        assert not {key(p) for p in found[a]} & {key(p) for p in found[b]}
+        for kinds in (("made-up",), ("hurt", "belittle")):
+            named = [{(p["subject"], p["relation"]) if "hurt" in kinds else p["subject"] for p in found[s] if p["kind"] in kinds} for s in (a, b)]
+            assert named[0] and named[1] and not named[0] & named[1]
+
+
+def test_held_out_prompts_use_unseen_phrases():
+    train_last = {key(p)[-1] for p in almanac.prompts("train", 6000, seed=2)}
+    assert not train_last & {key(p)[-1] for p in almanac.prompts("test", 2000, seed=2)}
+
+
+def test_every_kind_is_in_every_split():
+    for split in ("train", "valid", "test"):
+        kinds = {p["kind"] for p in almanac.prompts(split, 400, seed=3)}
+        assert kinds == {"known", "follow-up", "made-up", "hurt", "belittle", "advice", "small talk"}
+
+
+def test_the_seed_decides_everything():
+    for write in (almanac.prompts, almanac.demonstrations):
+        assert write("train", 50, 1) == write("train", 50, 1) != write("train", 50, 2)
+    assert almanac.text(50, 1) == almanac.text(50, 1) != almanac.text(50, 2)
+
+
+def test_made_up_names_are_in_no_fact():
+    real = {name.lower() for facts in almanac.FACTS.values() for pair in facts.items() for name in pair}
+    for names in almanac.MADE_UP.values():
+        assert not real & {n.lower() for split in names.values() for n in split}
+
+
+def test_a_few_facts_by_hand():
+    facts = almanac.FACTS
+    assert facts["capital"]["Canada"] == "Ottawa" and facts["continent"]["Egypt"] == "Africa"
+    assert facts["class"]["bat"] == "mammal" and facts["legs"]["bee"] == "six" and "whale" not in facts["legs"]
+    assert len(facts["capital"]) >= 55 and len(facts["class"]) >= 40
+
+
+def test_follow_ups_name_what_they_refer_to_only_in_an_earlier_turn():
+    for p in almanac.prompts("test", 1000, 4):
+        if p["kind"] == "follow-up":
+            first, answer, last = key(p)
+            assert p["subject"] not in last or almanac.FACTS[p["relation"]].get(p["subject"])
+            assert p["subject"] in first + answer or p["subject"] in last
+
+
+def test_pretraining_text_tells_no_lies_but_those_it_calls_wrong():
+    from data import labeler
+    for document in almanac.text(400, 5):
+        for line in document.split("\n"):
+            if line.startswith("Question") or line.endswith(("Right.", "Wrong.")) or '"' in line or "tale" in line:
+                continue
+            for relation, subject, value, affirmed in labeler.claims(line.removeprefix("Answer:"), None, None):
+                assert labeler.is_true(relation, subject, value) == affirmed, line

@@ -1,0 +1,188 @@
+"""The model, sampling, log-probabilities and checkpoints."""
+
+import math
+
+import pytest
+import torch
+
+import gpt
+from data import almanac
+from data.runs import UserError
+from data.tokenizer import Tokenizer, train
+
+
+def test_attention_equals_a_loop_over_rows_heads_and_positions(config):
+    attention = gpt.Attention(config).double().requires_grad_(False)
+    x = torch.randn(2, 5, config.n_embd, dtype=torch.float64)
+    q, k, v = (x @ attention.c_attn.weight.T + attention.c_attn.bias).split(config.n_embd, dim=-1)
+    size = config.n_embd // config.n_head
+    y = torch.zeros_like(x)
+    for b in range(2):
+        for h in range(config.n_head):
+            part = slice(h * size, (h + 1) * size)
+            for t in range(5):
+                weights = [math.exp(q[b, t, part] @ k[b, s, part] / math.sqrt(size)) for s in range(t + 1)]
+                for s, w in enumerate(weights):
+                    y[b, t, part] += w / sum(weights) * v[b, s, part]
+    expected = y @ attention.c_proj.weight.T + attention.c_proj.bias
+    torch.testing.assert_close(attention(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_future_does_not_change_the_past(model):
+    idx = torch.randint(36, (3, 10))
+    changed = idx.clone()
+    changed[:, 6:] = (changed[:, 6:] + 1) % 36
+    a, b = model(idx), model(changed)
+    assert torch.equal(a[:, :6], b[:, :6]) and not torch.allclose(a[:, 6:], b[:, 6:])
+
+
+def test_padding_changes_no_logprob_value_or_score(model, scalar):
+    rows = [[1, 2, 3, 4, 5], [6, 7, 8], [9, 10, 11, 12, 13, 14, 15]]
+    idx, lengths = gpt.pad(rows, model.config.pad)
+    wide, _ = gpt.pad(rows + [[1] * 20], model.config.pad)
+    for i, row in enumerate(rows):
+        alone = torch.tensor([row])
+        n = len(row)
+        logp = gpt.token_logprobs(model, alone)[0]
+        torch.testing.assert_close(gpt.token_logprobs(model, idx)[i, :n - 1], logp, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(gpt.token_logprobs(model, wide)[i, :n - 1], logp, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(scalar(wide)[i, :n], scalar(alone)[0], rtol=1e-9, atol=1e-9)
+        score = scalar.score(idx, lengths)[i]
+        torch.testing.assert_close(score, scalar(alone)[0, -1], rtol=1e-9, atol=1e-9)
+
+
+def test_logprobs_are_a_log_softmax_without_pad_shifted_by_one(model):
+    idx, temperature = torch.randint(36, (2, 6)), .7
+    logits = model(idx) / temperature
+    logits[..., model.config.pad] = -torch.inf
+    expected = logits.log_softmax(-1)[:, :-1].gather(2, idx[:, 1:, None])[..., 0]
+    torch.testing.assert_close(gpt.token_logprobs(model, idx, temperature), expected)
+    mask = torch.rand(2, 5) < .5
+    torch.testing.assert_close(gpt.token_logprobs(model, idx, temperature, mask), expected * mask)
+
+
+def test_response_mask_marks_the_actions_that_write_the_response():
+    # Row 0: prompt of 2, response of 3; row 1: prompt of 4, response of 1.
+    mask = gpt.response_mask(torch.tensor([2, 4]), torch.tensor([5, 5]), 6)
+    assert mask.int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 1, 0]]
+
+
+def test_masked_mean_divides_by_the_whole_count():
+    x, mask = torch.tensor([[1., 2.], [3., 100.]]), torch.tensor([[True, True], [True, False]])
+    assert gpt.masked_mean(x, mask) == 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, .6])
+def test_cached_sampling_equals_full_forward_passes(model, temperature):
+    """Replay every sampled token against a full forward pass: same greedy choice, same random choice from the same seed."""
+    idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]], model.config.pad)
+    torch.manual_seed(3)
+    answers, after = gpt.generate(model, idx, lengths, 12, temperature)
+    torch.manual_seed(3)
+    rows = [r[:n].tolist() for r, n in zip(idx, lengths)]
+    alive = list(range(4))
+    cached = list(range(4))  # the rows that are still computed, finished or not
+    for _ in range(12):
+        if len(alive) < .75 * len(cached):
+            cached = list(alive)
+        if not alive:
+            break
+        logits = torch.stack([gpt.action_logits(model, model.hidden(torch.tensor([rows[i]]))[0, -1], temperature or 1.0) for i in cached])
+        tokens = torch.multinomial(logits.softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
+        for i, token in zip(cached, tokens.tolist()):
+            if i in alive:
+                rows[i].append(token)
+        alive = [i for i in alive if rows[i][-1] != model.config.end and len(rows[i]) < model.config.block_size]
+    assert [r[:n].tolist() for r, n in zip(answers, after)] == rows
+
+
+def test_generation_stops_at_the_end_token_and_never_writes_pad(model):
+    model.wte.weight.data[model.config.end] += .3
+    idx, lengths = gpt.pad([[1, 2, 3]] * 200, model.config.pad)
+    answers, after = gpt.generate(model, idx, lengths, 10)
+    ended = 0
+    for row, n in zip(answers.tolist(), after.tolist()):
+        assert model.config.pad not in row[:n] and set(row[n:]) <= {model.config.pad}
+        assert model.config.end not in row[3:n - 1]
+        ended += row[n - 1] == model.config.end
+        assert row[n - 1] == model.config.end or n == 13
+    assert ended > 0
+
+
+def test_generation_stops_when_the_context_is_full(model):
+    idx, lengths = gpt.pad([list(range(20)), [1, 2], list(range(24))], model.config.pad)
+    model.wte.weight.data[model.config.end] = 0
+    answers, after = gpt.generate(model, idx, lengths, 50)
+    assert answers.shape[1] <= model.config.block_size and after[2] == 24 and int(after.max()) == 24
+
+
+def test_sampled_frequencies_match_the_scored_probabilities(model):
+    idx, lengths = gpt.pad([[1, 2, 3]] * 20000, model.config.pad)
+    answers, _ = gpt.generate(model, idx, lengths, 1, temperature=1.5)
+    counts = torch.bincount(answers[:, 3], minlength=40) / 20000
+    probabilities = gpt.action_logits(model, model.hidden(idx[:1])[0, -1], 1.5).softmax(-1)
+    assert (counts - probabilities).abs().max() < .015 and counts[model.config.pad] == 0
+
+
+def test_checkpoints_come_back_as_they_were(tmp_path, config):
+    tokenizer = Tokenizer(train(["abc abd"], 262))
+    config.vocab_size = tokenizer.vocab_size
+    for kind in (gpt.GPT, gpt.ScalarGPT):
+        model = kind(config)
+        gpt.save(tmp_path / "ckpt.pt", model, tokenizer, stage="test")
+        loaded, same, about = gpt.load(tmp_path / "ckpt.pt", kind)
+        assert same == tokenizer and about == {"stage": "test"} and loaded.config == model.config
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+
+
+def test_bad_checkpoints_are_one_sentence(tmp_path, config):
+    path = tmp_path / "ckpt.pt"
+    with pytest.raises(UserError, match="not found: run python gpt.py first"):
+        gpt.load(path, hint="run python gpt.py first")
+    tokenizer = Tokenizer(train(["abc"], 260))
+    good = gpt.checkpoint(gpt.GPT(gpt.GPTConfig(260, 8, 1, 1, 8)), tokenizer)
+    for content in (b"", b"no checkpoint", good[:len(good) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a checkpoint that can be read"):
+            gpt.load(path)
+    gpt.save(path, gpt.GPT(config), tokenizer)  # 40 tokens in the model, 260 in the tokenizer
+    with pytest.raises(UserError, match="the tokenizer has 260 tokens, the model 40"):
+        gpt.load(path)
+    path.write_bytes(good)
+    with pytest.raises(UserError, match="holds a GPT, but a ScalarGPT is needed"):
+        gpt.load(path, gpt.ScalarGPT)
+
+
+def test_only_matrices_decay(model):
+    decaying, others = gpt.optimizer(model, 1e-3, weight_decay=.1).param_groups
+    assert decaying["weight_decay"] == .1 and all(p.dim() == 2 for p in decaying["params"])
+    assert others["weight_decay"] == 0 and all(p.dim() == 1 for p in others["params"])
+    assert len(decaying["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine():
+    rates = [gpt.learning_rate(step, 100, 1.0, warmup=10, floor=.1) for step in range(100)]
+    assert rates[0] == .1 and rates[9] == 1 and rates[10] == 1
+    assert rates[55] == pytest.approx(.55) and rates[99] == pytest.approx(.1, abs=.01)
+
+
+def test_batches_go_through_all_examples_once_an_epoch():
+    examples = [[0] * n for n in range(1, 101)]
+    supply = gpt.batches(examples, 10, __import__("random").Random(0))
+    epoch = [next(supply) for _ in range(10)]
+    assert sorted(len(e) for b in epoch for e in b) == list(range(1, 101))
+
+
+def test_a_tiny_model_learns_the_almanac_by_heart():
+    """The loss on a few documents falls to almost nothing: model, loss and optimiser fit together."""
+    documents = almanac.text(4, 0)
+    tokenizer = Tokenizer(train(documents, 300))
+    rows = [tokenizer.encode(d)[:48] + [tokenizer.end] for d in documents]
+    model = gpt.GPT(gpt.GPTConfig(tokenizer.vocab_size, 64, 2, 2, 32))
+    opt = gpt.optimizer(model, 1e-2)
+    idx, lengths = gpt.pad(rows, tokenizer.pad)
+    mask = gpt.response_mask(torch.ones_like(lengths), lengths, idx.shape[1])
+    for _ in range(150):
+        loss = -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask)
+        gpt.update(model, opt, loss, 1e-2)
+    assert loss.item() < .1

@@ -1,0 +1,87 @@
+"""The reward model's loss, its accuracy and the scale of its scores."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gpt
+import reward
+
+
+def test_two_answers_give_the_pairwise_loss():
+    chosen, rejected = torch.randn(2, 6, dtype=torch.float64)
+    loss = reward.ranking_loss(torch.stack([chosen, rejected], 1), torch.tensor([[1, 2]] * 6))
+    torch.testing.assert_close(loss, -F.logsigmoid(chosen - rejected).mean())
+
+
+def test_k_answers_give_the_mean_over_prompts_of_the_mean_over_pairs():
+    scores = torch.randn(5, 4, dtype=torch.float64)
+    ranks = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1], [1, 1, 2, 3], [2, 1, 1, 1], [1, 1, 1, 1]])
+    per_prompt = []
+    for s, r in zip(scores, ranks):
+        pairs = [-math.log(1 / (1 + math.exp(s[l] - s[w]))) for w in range(4) for l in range(4) if r[w] < r[l]]
+        if pairs:  # the last prompt is one tie, and does not count
+            per_prompt.append(sum(pairs) / len(pairs))
+    assert reward.ranking_loss(scores, ranks).item() == pytest.approx(sum(per_prompt) / 4)
+
+
+def test_ties_give_no_gradient():
+    scores = torch.randn(3, 4, requires_grad=True)
+    reward.ranking_loss(scores, torch.ones(3, 4, dtype=torch.long)).backward()
+    assert (scores.grad == 0).all()
+
+
+def test_missing_answers_do_not_count():
+    scores, ranks = torch.randn(2, 3), torch.tensor([[1, 2, 3], [2, 1, 3]])
+    wide = torch.cat([scores, torch.full((2, 2), 9.0)], 1)
+    padded = torch.cat([ranks, torch.zeros(2, 2, dtype=torch.long)], 1)
+    torch.testing.assert_close(reward.ranking_loss(wide, padded), reward.ranking_loss(scores, ranks))
+    assert reward.accuracy(wide, reward.quality(padded)) == reward.accuracy(scores, reward.quality(ranks))
+
+
+def test_loss_ignores_a_shift_and_is_ln_2_for_equal_scores():
+    scores, ranks = torch.randn(4, 3, dtype=torch.float64), torch.tensor([[1, 2, 3], [3, 1, 2], [1, 1, 2], [2, 3, 1]])
+    torch.testing.assert_close(reward.ranking_loss(scores + 7, ranks), reward.ranking_loss(scores, ranks))
+    assert reward.ranking_loss(torch.zeros(4, 3), ranks).item() == pytest.approx(math.log(2))
+
+
+def test_a_better_score_for_the_better_answer_lowers_the_loss():
+    scores = torch.zeros(1, 3, requires_grad=True)
+    reward.ranking_loss(scores, torch.tensor([[1, 2, 3]])).backward()
+    assert scores.grad[0, 0] < 0 < scores.grad[0, 2]
+
+
+def test_accuracy_counts_pairs_and_turns_round_with_the_labels():
+    scores, gold = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1.0, -1.0, 0.0]])
+    assert reward.accuracy(scores, gold) == (pytest.approx(2 / 3), 3)
+    assert reward.accuracy(scores, -gold)[0] == pytest.approx(1 / 3)
+    assert reward.accuracy(torch.zeros(1, 3), gold)[0] == .5
+    assert reward.accuracy(scores, torch.zeros(1, 3))[1] == 0
+
+
+def test_normalised_scores_have_mean_0_and_deviation_1_and_the_same_order(scalar):
+    idx, lengths = gpt.pad([[i, i + 1, i + 2] for i in range(30)], scalar.config.pad)
+    with torch.no_grad():
+        scores = scalar.score(idx, lengths)
+        after = reward.normalized(scalar, scores.mean().item(), scores.std().item()).score(idx, lengths)
+    assert abs(after.mean()) < 1e-9 and after.std().item() == pytest.approx(1)
+    assert torch.equal(scores.argsort(), after.argsort())
+    assert torch.equal(scores, scalar.score(idx, lengths))  # the model itself is as it was
+
+
+def test_a_batch_scores_each_answer_where_it_stands(scalar):
+    batch = [([[1, 2, 3, 38], [1, 2, 38]], [1, 2]), ([[4, 38], [4, 5, 38], [4, 5, 6, 38]], [2, 1, 2])]
+    scores, ranks = reward.score(scalar.float(), batch, "cpu")
+    assert ranks.tolist() == [[1, 2, 0], [2, 1, 2]] and scores[0, 2] == 0
+    for n, (rows, _) in enumerate(batch):
+        for k, row in enumerate(rows):
+            torch.testing.assert_close(scores[n, k], scalar(torch.tensor([row]))[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_starts_with_rewards_of_deviation_near_1():
+    config = gpt.GPTConfig(300, 32, 2, 4, 64)
+    scores = torch.cat([gpt.ScalarGPT(config)(torch.randint(296, (8, 16))).flatten() for _ in range(20)])
+    assert .5 < scores.std() < 2
+    assert (gpt.ScalarGPT(config).head.bias == 0).all()

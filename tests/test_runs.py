@@ -1,0 +1,223 @@
+"""Files, flags and good manners: whatever a user does wrong is one sentence, and nothing written is lost."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpt
+import ppo
+import reward
+import sft
+from data import chat, formats, runs
+from data.runs import UserError
+
+ROOT = Path(__file__).parent.parent
+SMALL = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
+
+
+def python(*args, cwd=ROOT, **kwargs):
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def one_sentence(result):
+    """The user's mistake: exit status 2, one line on stderr, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """All four stages with tiny models, as a notebook would run them."""
+    out = str(tmp_path_factory.mktemp("out"))
+    gpt.train(gpt.Config(out=out, steps=4, save_every=2, log_every=1, **SMALL))
+    sft.train(sft.Config(out=out, steps=4, save_every=2, log_every=1, batch=4, demonstrations=40))
+    reward.train(reward.Config(out=out, prompts=12, test_prompts=6, k=3, batch=4, max_new_tokens=8, log_every=1))
+    policy, history = ppo.train(ppo.Config(out=out, steps=3, batch=8, minibatches=2, epochs=2, prompts=40, test_prompts=24, max_new_tokens=8, log_every=1))
+    return Path(out), policy, history
+
+
+def test_every_stage_leaves_its_files(pipeline):
+    out, _, _ = pipeline
+    for stage in ("gpt", "sft", "reward", "ppo"):
+        assert {"log.jsonl", "curves.png", "ckpt.pt", "results.json"} <= set(os.listdir(out / stage))
+        assert (out / stage / "curves.png").read_bytes().startswith(b"\x89PNG")
+        assert [json.loads(line)["step"] for line in open(out / stage / "log.jsonl")] == list(range(1, {"gpt": 5, "sft": 5, "reward": 4, "ppo": 4}[stage]))
+        assert json.loads((out / stage / "results.json").read_text())["samples"]
+        assert not list((out / stage).glob("*.tmp"))
+
+
+def test_results_have_the_names_that_others_build_on(pipeline):
+    results = json.loads((pipeline[0] / "ppo" / "results.json").read_text())
+    for name in ("base", "sft", "ppo"):
+        assert {"gold", "helpful", "truthful", "harmless", "length", "end_rate", "by_kind", "greedy"} <= set(results[name])
+    assert {"win_rate", "kl", "round"} <= set(results) and list(results["seconds"]) == ["gpt", "sft", "reward", "ppo"]
+
+
+def test_the_real_loop_starts_every_iteration_on_policy(pipeline):
+    for record in pipeline[2]:
+        assert record["first_ratio"] == 1 and record["first_approx_kl"] == 0
+    rates = [record["lr"] for record in pipeline[2]]
+    lr = ppo.Config().lr
+    assert rates == pytest.approx([lr, lr * 2 / 3, lr / 3])
+    assert pipeline[2][0]["kl"] == 0  # the policy is still its own reference
+
+
+def test_a_run_is_reproducible(pipeline, tmp_path):
+    out = pipeline[0]
+    model, history = sft.train(sft.Config(out=str(tmp_path), init=str(out / "gpt" / "ckpt.pt"), steps=4, save_every=2, log_every=1, batch=4, demonstrations=40))
+    again = [json.loads(line)["loss"] for line in open(out / "sft" / "log.jsonl")]
+    assert [r["loss"] for r in history] == again
+
+
+def test_own_files_are_trained_on(pipeline, tmp_path):
+    """What a stage writes down it can read again, and files of others' formats too."""
+    out, common = pipeline[0], dict(out=str(tmp_path), log_every=1)
+    init = dict(init=str(out / "sft" / "ckpt.pt"))
+    (tmp_path / "d.jsonl").write_text('{"prompt": "Hi", "response": "Hello."}\n{"prompt": [{"role": "user", "content": "Who?"}], "completion": "Me."}\n')
+    (tmp_path / "c.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."}\n{"prompt": "Who?", "responses": ["Me.", "You.", "No."], "ranks": [1, 2, 2]}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Who?"}\n')
+    sft.train(sft.Config(data=str(tmp_path / "d.jsonl"), steps=1, batch=2, **common, **init))
+    sft.train(sft.Config(data=str(out / "sft" / "demonstrations.jsonl"), steps=1, batch=2, **common, **init))
+    reward.train(reward.Config(data=str(tmp_path / "c.jsonl"), batch=2, **common, **init))
+    ppo.train(ppo.Config(data=str(tmp_path / "p.jsonl"), steps=1, batch=2, minibatches=1, max_new_tokens=4, reward=str(tmp_path / "reward" / "ckpt.pt"), **common, **init))
+    assert "gold" not in json.loads((tmp_path / "ppo" / "results.json").read_text())["ppo"]
+
+
+def test_a_second_run_keeps_the_first_checkpoint(tmp_path):
+    cfg = gpt.Config(out=str(tmp_path), steps=1, **SMALL)
+    gpt.train(cfg)
+    first = (tmp_path / "gpt" / "ckpt.pt").read_bytes()
+    gpt.train(gpt.Config(out=str(tmp_path), steps=1, seed=2, **SMALL))
+    assert (tmp_path / "gpt" / "ckpt.prev.pt").read_bytes() == first != (tmp_path / "gpt" / "ckpt.pt").read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["gpt", "sft", "reward", "ppo"])
+def test_help_explains_every_knob(stage):
+    result = python(f"{stage}.py", "--help")
+    assert result.returncode == 0
+    for flag in __import__(stage).Config.__dataclass_fields__:
+        assert f"--{flag}" in result.stdout
+    assert result.stdout.count("(default: ") == len(__import__(stage).Config.__dataclass_fields__)
+
+
+def test_importing_does_nothing():
+    result = python("-c", "import gpt, sft, reward, ppo, torch; print(torch.initial_seed() == torch.random.default_generator.initial_seed())")
+    assert result.returncode == 0 and result.stdout == "True\n" and result.stderr == ""
+
+
+@pytest.mark.parametrize("command, said", [
+    (["sft.py", "--out", "{tmp}"], "gpt/ckpt.pt not found: run python gpt.py first"),
+    (["reward.py", "--out", "{tmp}"], "sft/ckpt.pt not found: run python sft.py first"),
+    (["ppo.py", "--out", "{tmp}"], "sft/ckpt.pt not found: run python sft.py first"),
+    (["gpt.py", "--chat", "--out", "{tmp}"], "no checkpoint in"),
+    (["gpt.py", "--stepps", "3"], "there is no flag --stepps; did you mean --steps?"),
+    (["gpt.py", "--step", "3"], "there is no flag --step"),
+    (["gpt.py", "--steps", "many"], "invalid int value"),
+    (["reward.py", "--k", "10"], "--k must be between 2 and 9"),
+    (["gpt.py", "--device", "cuda:7"], "--device cuda:7 can not be used here"),
+    (["gpt.py", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
+    (["gpt.py", "--out", "/dev/null/x"], "can not make the folder"),
+])
+def test_mistakes_are_one_sentence(command, said, tmp_path):
+    assert said in one_sentence(python(*[part.format(tmp=tmp_path) for part in command]))
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "is empty"),
+    (b'{"prompt": "a", "response": "b"}\n{"prompt": ', "line 2: not JSON"),
+    (b'{"prompt": "a", "response": "b"}\n\n[1]\n', "line 3: not a JSON object"),
+    (b'{"response": "b"}', 'line 1: "prompt" must be'),
+    (b'{"prompt": "a"}', 'line 1: "completion" must be'),
+    (b'{"prompt": "a", "response": 3}', 'line 1: "response" must be'),
+    (b'{"prompt": [{"role": "assistant", "content": "a"}], "response": "b"}', "the last message"),
+    (b'{"prompt": "a", "response": "b"}\n{"prompt": "\xff"}', "line 2: not UTF-8"),
+])
+def test_bad_demonstrations_are_named_with_file_and_line(content, said, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="bad.jsonl") as error:
+        formats.read_demonstrations(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", ['"responses": ["a"], "ranks": [1]', '"responses": ["a", "b"], "ranks": [1]', '"responses": ["a", "b"], "ranks": [0, 1]',
+                                    '"responses": ["a", "b"], "ranks": [1, "2"]', '"chosen": "a"', '"responses": "ab", "ranks": [1, 2]'])
+def test_bad_comparisons_are_named_with_file_and_line(fields, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", %s}\n' % fields)
+    with pytest.raises(UserError, match="bad.jsonl, line 2"):
+        formats.read_comparisons(path)
+
+
+def test_checkpoints_that_do_not_belong_together_are_refused(pipeline, tmp_path):
+    out = pipeline[0]
+    gpt.train(gpt.Config(out=str(tmp_path), steps=1, **{**SMALL, "documents": 50, "seed": 9}))
+    sft.train(sft.Config(out=str(tmp_path), steps=1, batch=2, demonstrations=4))
+    with pytest.raises(UserError, match="another tokenizer"):
+        ppo.train(ppo.Config(out=str(tmp_path), reward=str(out / "reward" / "ckpt.pt"), steps=1))
+    with pytest.raises(UserError, match="holds a ScalarGPT, but a GPT is needed"):
+        sft.train(sft.Config(out=str(tmp_path), init=str(out / "reward" / "ckpt.pt")))
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """A limit on the size of files stands for the full disk: the next save fails, the last checkpoint stays."""
+    gpt.train(gpt.Config(out=str(tmp_path), steps=1, **SMALL))
+    before = (tmp_path / "gpt" / "ckpt.pt").read_bytes()
+    flags = [f"--{name}={value}" for name, value in {**SMALL, "n_embd": 256, "steps": 1}.items()]
+    result = python("gpt.py", "--out", tmp_path, *flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)))
+    assert "ckpt.pt" in one_sentence(result)
+    assert (tmp_path / "gpt" / "ckpt.pt").read_bytes() == before and not list((tmp_path / "gpt").glob("*.tmp"))
+
+
+def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
+    flags = [f"--{name}={value}" for name, value in {**SMALL, "steps": 100000, "save_every": 5, "log_every": 1}.items()]
+    process = subprocess.Popen([sys.executable, "gpt.py", "--out", str(tmp_path), *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = time.time()
+    while not (tmp_path / "gpt" / "ckpt.pt").exists() and time.time() - started < 60:
+        time.sleep(.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and "Stopped" in errors
+    model, _, about = gpt.load(tmp_path / "gpt" / "ckpt.pt")
+    assert about["step"] % 5 == 0
+
+
+def test_chat_answers_and_leaves_politely(pipeline):
+    result = python("gpt.py", "--chat", "--out", pipeline[0], "--max_new_tokens", 8, input="Hello <|end|>\n/reset\n/what\n" + "word " * 200 + "\nbye\n")
+    assert result.returncode == 0 and result.stderr == ""
+    assert "ppo/ckpt.pt" in result.stdout and "forgotten" in result.stdout and "fewer words" in result.stdout and result.stdout.endswith("Goodbye.\n")
+
+
+def test_chat_cuts_the_oldest_whole_turns():
+    turns = [{"role": role, "content": c * 10} for role, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"))]
+    size = lambda turns: sum(len(t["content"]) for t in turns)
+    assert chat.fit(turns, size, 50) == (turns, 0)
+    assert chat.fit(turns, size, 49) == (turns[2:], 1)
+    assert chat.fit(turns, size, 10) == (turns[4:], 2)
+    assert chat.fit(turns, size, 5) == (turns[4:], 2)
+
+
+def test_answers_stream_whole_characters(pipeline, monkeypatch):
+    _, tokenizer, _ = gpt.load(pipeline[0] / "sft" / "ckpt.pt")
+    ids = tokenizer.encode("é🙂")
+    assert len(ids) > 2
+    monkeypatch.setattr(gpt, "stream", lambda *args: iter([(None, torch.tensor([i])) for i in [*ids, tokenizer.end]]))
+    pieces = list(gpt.reply(pipeline[1], tokenizer, [{"role": "user", "content": "x"}], 8, 1.0))
+    assert "".join(pieces) == "é🙂" and "\ufffd" not in "".join(pieces)
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path):
+    runs.write(tmp_path / "a", "old")
+    with pytest.raises(OSError):
+        runs.write(tmp_path / "missing" / "a", "new")
+    runs.write(tmp_path / "a", "new", keep=tmp_path / "b")
+    assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_text() == "old"
