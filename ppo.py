@@ -34,10 +34,10 @@ from data.runs import UserError, knob
 class Config(runs.Common):
     init: str = knob("", "policy to start from, and the reference (default: sft/ckpt.pt in --out)")
     reward: str = knob("", "reward model (default: reward/ckpt.pt in --out)")
-    steps: int = knob(50, "iterations of sampling and updating")
-    batch: int = knob(256, "answers an iteration")
-    epochs: int = knob(1, "passes over each batch")
-    minibatches: int = knob(4, "optimizer steps a pass")
+    steps: int = knob(50, "iterations of sampling and updating", least=1)
+    batch: int = knob(256, "answers an iteration", least=1)
+    epochs: int = knob(1, "passes over each batch", least=1)
+    minibatches: int = knob(4, "optimizer steps a pass", least=1)
     lr: float = knob(3e-4, "learning rate, falling linearly to 0")
     beta: float = knob(0.1, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
     gamma: float = knob(1.0, "discount")
@@ -45,11 +45,11 @@ class Config(runs.Common):
     clip: float = knob(0.2, "clip range of ratio and values")
     vf_coef: float = knob(0.1, "weight of the value loss")
     temperature: float = knob(1.0, "of sampling, and so of every log-probability")
-    max_new_tokens: int = knob(40, "longest answer")
+    max_new_tokens: int = knob(40, "longest answer", least=1)
     missing_eos_score: float = knob(-2.0, "score of an answer that does not end, instead of the reward model's")
-    prompts: int = knob(20000, "prompts to practise on")
-    test_prompts: int = knob(500, "held-out prompts for the final figures")
-    save_every: int = knob(20, "iterations between two checkpoints")
+    prompts: int = knob(20000, "prompts to practise on", least=1)
+    test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
+    save_every: int = knob(20, "iterations between two checkpoints", least=1)
 
 
 SHOWN = ("score", "gold", "kl", "entropy", "length")  # of all that is logged, what the screen has room for
@@ -184,7 +184,7 @@ def describe(batch, prompts, tokenizer):
                    kl_token=gpt.masked_mean(batch.logp_old - batch.logp_ref, batch.mask).item(),
                    explained_variance=1 - (residual.var() / batch.returns[batch.mask].var()).item())
     if "kind" in prompts[0]:
-        answers = [tokenizer.decode(row[mask]) for row, mask in zip(batch.idx[:, 1:].cpu().numpy(), batch.mask.cpu().numpy())]
+        answers = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())]
         figures["gold"] = sum(j.gold for j in metrics.judge_all(prompts, answers)) / len(prompts)
     return figures
 
@@ -216,7 +216,8 @@ def evaluate(models, prompts, tokenizer, cfg):
             ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
             texts[name] = [tokenizer.decode(row) for row in ids]
             judged[name] = metrics.judge_all(prompts, texts[name])
-            figures = metrics.summary(prompts, judged[name], [len(row) for row in ids], [row[-1:] == [tokenizer.end] for row in ids])
+            ended = [row[-1:] == [tokenizer.end] for row in ids]
+            figures = metrics.summary(prompts, judged[name], [len(row) for row in ids], ended)
             results[name] = {**figures, "greedy": results[name]} if decoding == "sampled" else figures
     results["kl"] = divergence(models["ppo"], models["sft"], prompts, ids, tokenizer, cfg.temperature)
     if judged["ppo"]:
@@ -231,7 +232,9 @@ def report(results, answers, prompts):
     for figure in ("gold", "helpful", "truthful", "harmless", "right", "invented", "complied", "end_rate", "length"):
         if results["ppo"].get(figure) is not None:
             print(f"{figure:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in names))
-    print(f"KL to SFT {results['kl']:.2f} nats an answer" + (f"; PPO preferred to SFT {results['win_rate']:.1%}" if "win_rate" in results else ""))
+    print(f"KL to SFT {results['kl']:.2f} nats an answer")
+    if "win_rate" in results:
+        print(f"PPO preferred to SFT on {results['win_rate']:.1%} of the prompts, ties counted half")
     for i, p in enumerate(prompts[:10]):
         print("\n" + "\n".join(f"{m['role']:>9}: {m['content']}" for m in p["prompt"]))
         for name in names:
@@ -241,13 +244,12 @@ def report(results, answers, prompts):
 def train(cfg):
     """Optimise the policy -> (model, history). Writes out/ppo/."""
     run = runs.Run(cfg, "ppo", check=[
-        (min(cfg.steps, cfg.batch, cfg.prompts, cfg.test_prompts, cfg.save_every) > 0, "--steps, --batch, --prompts, --test_prompts and --save_every must be at least 1"),
-        (0 < cfg.minibatches <= cfg.batch and cfg.epochs > 0, "--minibatches must be between 1 and --batch, and --epochs at least 1"),
+        (cfg.minibatches <= cfg.batch, "--minibatches must not exceed --batch"),
         (cfg.temperature > 0, "--temperature must be above 0: PPO learns from samples")])
     sft_path, rm_path = cfg.init or run.earlier("sft"), cfg.reward or run.earlier("reward")
-    policy, tokenizer, about = gpt.load(sft_path, gpt.GPT, run.device, "run python sft.py first")
+    policy, tokenizer, _ = gpt.load(sft_path, gpt.GPT, run.device, "run python sft.py first")
     reference, _, _ = gpt.load(sft_path, gpt.GPT, run.device)
-    reward, rm_tokenizer, rm_about = gpt.load(rm_path, gpt.ScalarGPT, run.device, "run python reward.py first")
+    reward, rm_tokenizer, about = gpt.load(rm_path, gpt.ScalarGPT, run.device, "run python reward.py first")
     if rm_tokenizer != tokenizer:
         raise UserError(f"{rm_path} has another tokenizer than {sft_path}: run python reward.py again")
     value = gpt.ScalarGPT(reward.config).to(run.device)
@@ -258,11 +260,13 @@ def train(cfg):
     if cfg.data:
         prompts, test = formats.split(formats.read_prompts(cfg.data))
     else:
-        prompts, test = almanac.prompts("train", cfg.prompts, f"ppo {cfg.seed}"), almanac.prompts("test", cfg.test_prompts, cfg.seed)
+        prompts = almanac.prompts("train", cfg.prompts, f"ppo {cfg.seed}")
+        test = almanac.prompts("test", cfg.test_prompts, cfg.seed)
     room = policy.config.block_size - cfg.max_new_tokens
     prompts, test = [[p for p in ps if len(tokenizer.render(p["prompt"])) <= room] for ps in (prompts, test)]
     if not prompts or not test:
-        raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for {cfg.max_new_tokens} tokens in a context of {policy.config.block_size}: lower --max_new_tokens")
+        raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for {cfg.max_new_tokens} tokens in the context of "
+                        f"{policy.config.block_size}: lower --max_new_tokens")
     supply = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0)
 
     for step in run.range(cfg.steps):
@@ -277,20 +281,23 @@ def train(cfg):
         diagnostics = update(policy, value, opt, batch, cfg, lr)
         updated = run.seconds
         if run.due(step, cfg.save_every):
-            run.save(gpt.checkpoint(policy, tokenizer, stage="ppo", step=step + 1, seconds={**rm_about["seconds"], "ppo": run.seconds}))
+            run.save(gpt.checkpoint(policy, tokenizer, **run.about(step, about)))
         figures = describe(batch, asked, tokenizer)
         run.log(step, tokens=int(batch.mask.sum()), **{name: figures[name] for name in SHOWN if name in figures},
-                also={**figures, **diagnostics, "lr": lr, "beta": cfg.beta, "rollout_seconds": rolled - began, "update_seconds": updated - rolled})
+                also={**figures, **diagnostics, "lr": lr, "beta": cfg.beta,
+                      "rollout_seconds": rolled - began, "update_seconds": updated - rolled})
 
     models = {"sft": reference, "ppo": policy}
     if run.earlier("gpt").exists():
-        models = {"base": gpt.load(run.earlier("gpt"), gpt.GPT, run.device)[0], **models}
+        base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
+        if base_tokenizer == tokenizer:
+            models = {"base": base, **models}
     results, answers = evaluate(models, test, tokenizer, cfg)
     report(results, answers, test)
     run.draw([["score", "gold"], ["kl"], ["entropy"], ["length"], ["policy_loss", "value_loss"], ["explained_variance"],
               ["approx_kl"], ["clip_fraction"], ["rollout_seconds", "update_seconds"]])
-    run.finish(**results, round=1, seconds={**rm_about["seconds"], "ppo": run.seconds},
-               samples=[dict(prompt=q["prompt"], **{name: texts[i] for name, texts in answers.items()}) for i, q in enumerate(test[:20])])
+    samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()}) for i, p in enumerate(test[:20])]
+    run.finish(**results, round=1, seconds=run.about(cfg.steps - 1, about)["seconds"], samples=samples)
     return policy, run.history
 
 

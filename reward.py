@@ -31,14 +31,14 @@ from data.runs import UserError, knob
 @dataclass
 class Config(runs.Common):
     init: str = knob("", "SFT checkpoint: who answers, and where the reward model starts (default: sft/ckpt.pt in --out)")
-    prompts: int = knob(12000, "prompts whose answers are ranked")
+    prompts: int = knob(12000, "prompts whose answers are ranked", least=1)
     k: int = knob(4, "answers for each prompt, 2 to 9")
-    max_new_tokens: int = knob(40, "longest answer")
-    steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit")
-    batch: int = knob(32, "prompts a step, each with its K answers")
+    max_new_tokens: int = knob(40, "longest answer", least=1)
+    steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit", least=0)
+    batch: int = knob(32, "prompts a step, each with its K answers", least=1)
     lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0")
-    test_prompts: int = knob(500, "held-out prompts for the final figures")
-    save_every: int = knob(200, "steps between two checkpoints")
+    test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
+    save_every: int = knob(200, "steps between two checkpoints", least=1)
 
 
 # ---- equations ------------------------------------------------------------------------------------
@@ -89,16 +89,16 @@ def normalized(model, mean, std):
 # ---- data -----------------------------------------------------------------------------------------
 
 
-def compare(model, tokenizer, prompts, k, max_new_tokens, seed):
+def compare(model, tokenizer, prompts, cfg):
     """Have the model answer every prompt K times and the labeler rank the answers.
 
     Returns records: the prompt with `responses`, `ranks`, and, for evaluation only, `gold`.
     """
-    rng = np.random.default_rng(seed)
-    texts = gpt.answers(model, tokenizer, prompts, max_new_tokens, copies=k)
+    rng = np.random.default_rng(cfg.seed)
+    texts = gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, copies=cfg.k)
     records = []
     for i, p in enumerate(prompts):
-        responses = texts[i * k:(i + 1) * k]
+        responses = texts[i * cfg.k:(i + 1) * cfg.k]
         gold = [labeler.judge(p, r).gold for r in responses]
         records.append(dict(p, responses=responses, ranks=labeler.rank(gold, rng), gold=gold))
     return records
@@ -159,24 +159,23 @@ def evaluate(model, records, examples, device):
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
-    run = runs.Run(cfg, "reward", check=[
-        (2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
-        (cfg.steps >= 0, "--steps must be at least 0"),
-        (min(cfg.prompts, cfg.test_prompts, cfg.batch, cfg.save_every) > 0, "--prompts, --test_prompts, --batch and --save_every must be at least 1")])
+    run = runs.Run(cfg, "reward", check=[(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers")])
     policy, tokenizer, about = gpt.load(cfg.init or run.earlier("sft"), gpt.GPT, run.device, "run python sft.py first")
+    block_size = policy.config.block_size
     if cfg.data:
         records, test = formats.split(formats.read_comparisons(cfg.data))
     else:
-        print(f"reward: the SFT model answers {cfg.prompts + cfg.test_prompts:,} prompts {cfg.k} times, the labeler ranks", flush=True)
-        records, test = [compare(policy, tokenizer, almanac.prompts(split, n, f"reward {cfg.seed}"), cfg.k, cfg.max_new_tokens, cfg.seed)
+        print(f"reward: {cfg.prompts + cfg.test_prompts:,} prompts are answered {cfg.k} times and ranked", flush=True)
+        records, test = [compare(policy, tokenizer, almanac.prompts(split, n, f"reward {cfg.seed}"), cfg)
                          for split, n in (("train", cfg.prompts), ("test", cfg.test_prompts))]
         formats.write_jsonl(run.path("comparisons.jsonl"), [{k: v for k, v in r.items() if k != "gold"} for r in records])
-    fits = [[(r, e) for r in rs if (e := encode(tokenizer, r, policy.config.block_size))] for rs in (records, test)]
-    (_, examples), (test, test_examples) = [zip(*pairs) if pairs else ((), ()) for pairs in fits]
-    print(f"reward: {len(records) + len(fits[1]):,} ranked prompts after {run.seconds:.0f} s; "
-          f"{len(records) - len(examples)} do not fit in the context of {policy.config.block_size} tokens", flush=True)
+    examples = [e for r in records if (e := encode(tokenizer, r, block_size))]
+    test = [r for r in test if encode(tokenizer, r, block_size)]
+    test_examples = [encode(tokenizer, r, block_size) for r in test]
+    print(f"reward: {len(examples):,} ranked prompts after {run.seconds:.0f} s; "
+          f"{len(records) - len(examples)} do not fit in {block_size} tokens", flush=True)
     if not examples or not test:
-        raise UserError(f"{cfg.data}: no comparison fits in the context of {policy.config.block_size} tokens")
+        raise UserError(f"{cfg.data}: no comparison fits in the context of {block_size} tokens")
 
     model = gpt.ScalarGPT(policy.config).to(run.device)
     model.trunk.load_state_dict(policy.state_dict())
@@ -191,7 +190,7 @@ def train(cfg):
         if run.due(step, cfg.save_every):
             # PPO wants scores of a known scale: the SFT model's answers shall average 0 with deviation 1.
             ready = normalized(model, *spread(*score_all(model, examples[:500], run.device)))
-            run.save(gpt.checkpoint(ready, tokenizer, stage="reward", step=step + 1, seconds={**about["seconds"], "reward": run.seconds}))
+            run.save(gpt.checkpoint(ready, tokenizer, **run.about(step, about)))
         run.log(step, loss=loss.item(), accuracy=agreement, also={"grad_norm": norm})
 
     results = evaluate(ready, test, test_examples, run.device)
@@ -200,8 +199,9 @@ def train(cfg):
         print(f"\n{r['prompt'][-1]['content']}")
         for response, rank, old, new in sorted(zip(r["responses"], r["ranks"], a, b), key=lambda row: row[1]):
             print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
-    print(f"\nreward: orders {results['accuracy_rankings']:.1%} of held-out rankings right"
-          + (f", {results['accuracy']:.1%} of the {results['pairs']} pairs whose gold differs" if "accuracy" in results else ""))
+    print(f"\nreward: orders {results['accuracy_rankings']:.1%} of the held-out ranked pairs right")
+    if "accuracy" in results:
+        print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} whose gold differs")
     run.draw([["loss"], ["accuracy"], ["grad_norm"]])
     run.finish(**results, seconds=run.seconds,
                samples=[dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a, after=b)

@@ -5,7 +5,7 @@
 The prompt is read but not learned; the response is learned up to and including <|end|>, so that the model
 knows when to stop.
 
-    python sft.py       needs out/gpt/ckpt.pt; 400 steps, about a minute on 2 CPU cores
+    python sft.py       needs out/gpt/ckpt.pt; 1400 steps, about a minute on 2 CPU cores
 
 The demonstrations are of uneven quality, as people's are, and SFT imitates all of them: expect answers of
 which half are good. Left out: packing several conversations into a row, and dropout.
@@ -24,12 +24,12 @@ from data.runs import UserError, knob
 @dataclass
 class Config(runs.Common):
     init: str = knob("", "checkpoint to start from (default: gpt/ckpt.pt in --out)")
-    demonstrations: int = knob(48000, "demonstrations the almanac's labelers write")
-    steps: int = knob(1500, "optimizer steps")
-    batch: int = knob(32, "demonstrations a step")
+    demonstrations: int = knob(48000, "demonstrations the almanac's labelers write", least=1)
+    steps: int = knob(1400, "optimizer steps", least=1)
+    batch: int = knob(32, "demonstrations a step", least=1)
     lr: float = knob(2e-3, "peak learning rate; warm-up, then cosine to 0")
     weight_decay: float = knob(0.1, "decay of the matrices")
-    save_every: int = knob(500, "steps between two checkpoints")
+    save_every: int = knob(500, "steps between two checkpoints", least=1)
 
 
 def encode(tokenizer, record, block_size):
@@ -57,31 +57,30 @@ def evaluate(model, examples, device, size=256):
 
 def train(cfg):
     """Fine-tune -> (model, history). Writes out/sft/."""
-    run = runs.Run(cfg, "sft", check=[
-        (min(cfg.steps, cfg.batch, cfg.demonstrations, cfg.save_every) > 0, "--steps, --batch, --demonstrations and --save_every must be at least 1")])
+    run = runs.Run(cfg, "sft")
     model, tokenizer, about = gpt.load(cfg.init or run.earlier("gpt"), gpt.GPT, run.device, "run python gpt.py first")
     if cfg.data:
         records, valid = formats.split(formats.read_demonstrations(cfg.data))
     else:
-        records, valid = almanac.demonstrations("train", cfg.demonstrations, cfg.seed), almanac.demonstrations("valid", 500, cfg.seed)
+        records = almanac.demonstrations("train", cfg.demonstrations, cfg.seed)
+        valid = almanac.demonstrations("valid", 500, cfg.seed)
         formats.write_jsonl(run.path("demonstrations.jsonl"), records)
-    examples, valid = [[e for r in rs if (e := encode(tokenizer, r, model.config.block_size))] for rs in (records, valid)]
-    print(f"sft: {len(examples):,} demonstrations" + (f"; {len(records) - len(examples)} do not fit in the context" if len(examples) < len(records) else ""), flush=True)
+    shown, block_size = valid[:5], model.config.block_size
+    examples, valid = [[e for r in rs if (e := encode(tokenizer, r, block_size))] for rs in (records, valid)]
+    print(f"sft: {len(examples):,} demonstrations; {len(records) - len(examples)} do not fit in {block_size} tokens", flush=True)
     if not examples or not valid:
-        raise UserError(f"{cfg.data}: no demonstration fits in the context of {model.config.block_size} tokens")
+        raise UserError(f"{cfg.data}: no demonstration fits in the context of {block_size} tokens")
 
-    rng = random.Random(cfg.seed)
     opt = gpt.optimizer(model, cfg.lr, cfg.weight_decay)
-    shown = (almanac.prompts("valid", 5, cfg.seed) if not cfg.data else records[:5])
     before = gpt.answers(model, tokenizer, shown)
-    supply = gpt.batches(examples, cfg.batch, rng, length=lambda e: len(e[0]))
+    supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))
     for step in run.range(cfg.steps):
         loss, tokens = sft_loss(model, next(supply), run.device)
         norm = gpt.update(model, opt, loss, gpt.learning_rate(step, cfg.steps, cfg.lr, warmup=min(20, cfg.steps // 10)))
         measured = {}
         if run.due(step, cfg.save_every):
             measured = {"valid_loss": evaluate(model, valid, run.device)}
-            run.save(gpt.checkpoint(model, tokenizer, stage="sft", step=step + 1, seconds={**about["seconds"], "sft": run.seconds}))
+            run.save(gpt.checkpoint(model, tokenizer, **run.about(step, about)))
         run.log(step, tokens=tokens, loss=loss.item(), grad_norm=norm, **measured)
     after = gpt.answers(model, tokenizer, shown)
     for p, old, new in zip(shown, before, after):

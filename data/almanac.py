@@ -23,26 +23,23 @@ import zlib
 _COUNTRIES = """
     Europe: France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Ireland Dublin, Norway Oslo,
         Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Iceland Reykjavik, Poland Warsaw, Austria Vienna,
-        Hungary Budapest, Greece Athens, Belgium Brussels, Switzerland Bern, Serbia Belgrade,
-        Romania Bucharest, Bulgaria Sofia, Ukraine Kyiv
+        Hungary Budapest, Greece Athens, Switzerland Bern
     Asia: Japan Tokyo, China Beijing, Thailand Bangkok, Vietnam Hanoi, Nepal Kathmandu, Iran Tehran, Iraq Baghdad,
-        Syria Damascus, Lebanon Beirut, Jordan Amman, Pakistan Islamabad, Bangladesh Dhaka, Qatar Doha
-    Africa: Egypt Cairo, Kenya Nairobi, Ghana Accra, Morocco Rabat, Libya Tripoli, Nigeria Abuja, Senegal Dakar,
-        Uganda Kampala, Angola Luanda, Zimbabwe Harare
-    South America: Peru Lima, Chile Santiago, Colombia Bogota, Ecuador Quito, Venezuela Caracas, Uruguay Montevideo
-    North America: Canada Ottawa, Cuba Havana, Jamaica Kingston, Nicaragua Managua
+        Syria Damascus, Jordan Amman, Pakistan Islamabad
+    Africa: Egypt Cairo, Kenya Nairobi, Ghana Accra, Morocco Rabat, Libya Tripoli, Nigeria Abuja, Uganda Kampala,
+        Zimbabwe Harare
+    South America: Peru Lima, Chile Santiago, Colombia Bogota, Ecuador Quito, Venezuela Caracas
+    North America: Canada Ottawa, Cuba Havana, Jamaica Kingston
     Oceania: Australia Canberra, Fiji Suva
 """
 _ANIMALS = """
     mammal: dog four woof meat, cat four meow meat, cow four moo grass, horse four neigh grass, sheep four baa grass,
-        pig four oink -, lion four roar meat, wolf four howl meat, tiger four growl meat, mouse four squeak seeds,
-        rabbit four - grass, elephant four trumpet leaves, donkey four bray grass, deer four - leaves,
-        giraffe four - leaves, camel four - grass, hedgehog four - insects,
-        bat two - insects
+        pig four oink -, lion four roar meat, wolf four howl meat, mouse four squeak seeds, rabbit four - grass,
+        elephant four trumpet leaves, deer four - leaves, giraffe four - leaves, bat two - insects
     bird: duck two quack seeds, hen two cluck seeds, owl two hoot meat, raven two caw meat, eagle two screech meat,
-        pigeon two coo seeds, goose two honk grass, sparrow two chirp seeds, parrot two squawk fruit, swan two - grass
-    reptile: snake no hiss meat, lizard four - insects, tortoise four - leaves, crocodile four - meat
-    amphibian: frog four croak insects, toad four croak insects
+        pigeon two coo seeds, sparrow two chirp seeds
+    reptile: snake no hiss meat, lizard four - insects, crocodile four - meat
+    amphibian: frog four croak insects, newt four - insects
     fish: shark no - meat, salmon no - insects
     insect: bee six buzz nectar, ant six - seeds, butterfly six - nectar, grasshopper six chirp grass
 """
@@ -195,16 +192,18 @@ KINDNESSES = {"help": "carry the bags of", "thank": "write a letter to", "cheer 
 ASK_KIND = (["how can I {k} my {p}?", "tell me how to {k} my {p}.", "what is the best way to {k} my {p}?",
              "I want to {k} my {p}. What should I do?"],
             ["how do I {k} my {p}?", "I must {k} my {p}. How can I do it?"])
-ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}."], ["tell me something good about {g}."])
+ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}.", "tell me something nice about {g}.",
+               "what is good about {g}?", "say something good about {g}."],
+              ["tell me something good about {g}.", "write something nice about {g}."])
 # Small talk: what is said, the held-out ways to say it, and a good answer.
 SMALL_TALK = {
     "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!", "Good morning to you!"],
                  ["Good day!", "Hi, good morning!", "Hello, good evening!"], "Hello! How can I help you?"),
-    "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.", "Thanks a lot!"],
+    "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.", "Thanks a lot!", "Hello, and thank you!"],
                ["Thanks for your help!", "I thank you.", "Thank you a lot!"], "You are welcome."),
     "health": (["How are you?", "Are you well?", "How are you today?", "Hello, are you well?", "Tell me how you are."],
                ["Are you well today?", "Hello, how are you?", "Hi, are you well?"], "I am well, thank you."),
-    "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?", "Are you a program?"],
+    "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?", "Are you a program?", "Hello, what is your name?"],
                  ["Tell me who you are.", "Tell me what you are.", "Hello, who are you?"], "I am an assistant, a small computer program."),
     "parting": (["Goodbye!", "See you tomorrow!", "Good night!", "I must go now.", "Goodbye, my friend!"],
                 ["Goodbye, see you tomorrow!", "Goodbye and good night!", "I must go, goodbye!"], "Goodbye!"),
@@ -345,7 +344,7 @@ def _question(rng, split, relation, name, form=None):
 
 def _known(rng, split):
     relation, name, value = _any_fact(rng)
-    form = rng.choice([None, None, None, "sentence"] + ["word"] * (" " not in value))
+    form = rng.choice([None] * 5 + ["sentence"] + ["word"] * (" " not in value))
     return dict(prompt=[_user(_question(rng, split, relation, name, form))],
                 kind="known", subject=name, relation=relation, form=form)
 
@@ -437,7 +436,7 @@ def _demonstrate_fact(rng, p):
     truth = FACTS[relation][name]
     lies = [v for v in VALUES[relation] if v != truth]
     bare = {"word": True, "sentence": False}.get(p["form"])
-    way = rng.choices(["good", "other form", "rambling", "wrong", "other fact", "evasive", "rude"], [36, 15, 9, 18, 7, 8, 7])[0]
+    way = rng.choices(["good", "other form", "rambling", "wrong", "other fact", "evasive", "rude"], [30, 18, 14, 15, 7, 8, 8])[0]
     if way == "good":
         return tell(rng, relation, name, truth, bare=bool(bare))
     if way == "other form":
@@ -452,7 +451,7 @@ def _demonstrate_fact(rng, p):
 
 
 def _demonstrate_unknown(rng, p):
-    way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [24, 10, 54, 6, 6])[0]
+    way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [20, 15, 54, 5, 6])[0]
     if way == "good":
         thing = "a country" if sort_of(p["relation"]) == "country" else "an animal"
         return rng.choice([f"I do not know {thing} called {p['subject']}.", f"I have never heard of {thing} called {p['subject']}.",
@@ -465,7 +464,7 @@ def _demonstrate_unknown(rng, p):
 
 
 def _demonstrate_harmful(rng, p):
-    way = rng.choices(["good", "curt", "harm", "other fact", "rude"], [25, 10, 50, 7, 8])[0]
+    way = rng.choices(["good", "curt", "harm", "other fact", "rude"], [21, 15, 50, 6, 8])[0]
     deed, target = p["relation"], p["subject"]
     if way == "good":
         return rng.choice({"hurt": [f"I am sorry, but I will not help to {deed} anybody.", "I am sorry, but I can not help you to hurt somebody."],
@@ -481,7 +480,7 @@ def _demonstrate_harmful(rng, p):
 
 
 def _demonstrate_kind(rng, p):
-    way = rng.choices(["good", "declining", "other fact", "rude"], [54, 20, 12, 14])[0]
+    way = rng.choices(["good", "declining", "other fact", "rude"], [48, 22, 15, 15])[0]
     if way == "good" and p["relation"] == "praise":
         return f"{upper(p['subject'])} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}."
     if way == "good":
@@ -492,7 +491,7 @@ def _demonstrate_kind(rng, p):
 
 
 def _demonstrate_small_talk(rng, p):
-    way = rng.choices(["good", "other", "other fact", "rude"], [54, 13, 13, 20])[0]
+    way = rng.choices(["good", "other", "other fact", "rude"], [48, 16, 16, 20])[0]
     if way in ("good", "other"):
         return SMALL_TALK[p["relation"] if way == "good" else rng.choice(list(SMALL_TALK))][2]
     return tell(rng, *_any_fact(rng)) if way == "other fact" else rng.choice(RUDE)

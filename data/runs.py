@@ -30,9 +30,9 @@ class UserError(Exception):
     """Something only the user can put right. The message is one sentence: what, where, and the remedy."""
 
 
-def knob(default, help):
-    """A dataclass field that is also a command-line flag."""
-    return field(default=default, metadata={"help": help})
+def knob(default, help, least=None):
+    """A dataclass field that is also a command-line flag; values below `least` are refused."""
+    return field(default=default, metadata={"help": help, "least": least})
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Common:
     data: str = knob("", "file to read instead of the embedded world")
     seed: int = knob(1, "random seed")
     device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
-    threads: int = knob(0, "CPU threads; 0: all cores")
-    log_every: int = knob(20, "steps between two lines of the log")
+    threads: int = knob(0, "CPU threads; 0: all cores", least=0)
+    log_every: int = knob(20, "steps between two lines of the log", least=1)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +79,8 @@ def main(config, train, description):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        sys.exit(_say(f"{error.filename or 'the output'}: {error.strerror}: free some space or choose another --out; what was saved before is whole"))
+        sys.exit(_say(f"{error.filename or 'the output'} can not be written ({error.strerror}): "
+                      "make room or choose another --out; what was saved before is whole"))
     except torch.OutOfMemoryError:
         sys.exit(_say("the device is out of memory: choose a smaller batch or --device cpu"))
 
@@ -113,7 +114,7 @@ def choose_device(name):
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} can not be used here ({str(error).splitlines()[0]}): use --device cpu") from None
+        raise UserError(f"--device {name} can not be used here ({str(error).splitlines()[0][:80]}): use --device cpu") from None
     return name
 
 
@@ -127,7 +128,10 @@ class Run:
 
     def __init__(self, cfg, stage, check=()):
         """check: pairs (condition, sentence) about the flags; the first condition that is false is a UserError."""
-        for good, sentence in [(cfg.log_every > 0, "--log_every must be at least 1"), *check]:
+        for f in dataclasses.fields(cfg):
+            if f.metadata["least"] is not None and getattr(cfg, f.name) < f.metadata["least"]:
+                raise UserError(f"--{f.name} must be at least {f.metadata['least']}")
+        for good, sentence in check:
             if not good:
                 raise UserError(sentence)
         self.stage, self.config = stage, dataclasses.asdict(cfg)
@@ -185,9 +189,15 @@ class Run:
         with open(self.path("log.jsonl"), "a") as file:
             file.write(json.dumps(record) + "\n")
         left = (now - self.loop_started) / (step + 1) * (self.steps - step - 1)
-        shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}" for name, value in means.items() if name not in also or name in numbers)
+        shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}"
+                          for name, value in means.items() if name not in also or name in numbers)
         print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {int(left) // 60}:{int(left) % 60:02d} left", flush=True)
         self.noted, self.tokens, self.clock = {}, 0, now
+
+    def about(self, step, earlier):
+        """What a checkpoint says of itself: stage, steps taken, seconds of this stage and those before it."""
+        seconds = {**earlier.get("seconds", {}), self.stage: round(self.seconds, 1)}
+        return dict(stage=self.stage, step=step + 1, seconds=seconds)
 
     def save(self, content):
         """Put a checkpoint (bytes) in place; the last one of the run before is kept beside it."""
@@ -219,4 +229,4 @@ class Run:
         """Write results.json and say where everything is."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
         write(self.path("results.json"), json.dumps(dict(stage=self.stage, memory_gb=peak, **results, config=self.config), indent=1))
-        print(f"{self.stage}: {self.seconds:.0f} s; wrote {self.path('ckpt.pt')}, log.jsonl, curves.png, results.json", flush=True)
+        print(f"\n{self.stage}: {self.seconds:.0f} s; wrote ckpt.pt, log.jsonl, curves.png and results.json in {self.folder}", flush=True)
