@@ -34,17 +34,17 @@ from data.runs import UserError, knob
 class Config(runs.Common):
     init: str = knob("", "policy to start from, and the reference (default: sft/ckpt.pt in --out)")
     reward: str = knob("", "reward model (default: reward/ckpt.pt in --out)")
-    steps: int = knob(50, "iterations of sampling and updating", least=1)
+    steps: int = knob(45, "iterations of sampling and updating", least=1)
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
-    lr: float = knob(3e-4, "learning rate, falling linearly to 0")
+    lr: float = knob(4e-4, "learning rate, falling linearly to 0")
     beta: float = knob(0.1, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
     gamma: float = knob(1.0, "discount")
     lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step")
     clip: float = knob(0.2, "clip range of ratio and values")
     vf_coef: float = knob(0.1, "weight of the value loss")
-    temperature: float = knob(1.0, "of sampling, and so of every log-probability")
+    temperature: float = knob(0.7, "of sampling, and so of every log-probability, as in Ziegler et al. 2019")
     max_new_tokens: int = knob(40, "longest answer", least=1)
     missing_eos_score: float = knob(-2.0, "score of an answer that does not end, instead of the reward model's")
     prompts: int = knob(20000, "prompts to practise on", least=1)
@@ -200,7 +200,8 @@ def divergence(policy, reference, prompts, answers, tokenizer, temperature):
         asked = [tokenizer.render(p["prompt"]) for p in prompts[start:start + 128]]
         idx, lengths = gpt.pad([a + b for a, b in zip(asked, answers[start:start + 128])], tokenizer.pad, device)
         mask = gpt.response_mask(torch.tensor([len(a) for a in asked], device=device), lengths, idx.shape[1])
-        total += (gpt.token_logprobs(policy, idx, temperature, mask) - gpt.token_logprobs(reference, idx, temperature, mask)).sum().item()
+        logp, logp_ref = [gpt.token_logprobs(model, idx, temperature, mask) for model in (policy, reference)]
+        total += (logp - logp_ref).sum().item()
     return total / len(prompts)
 
 

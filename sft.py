@@ -67,7 +67,8 @@ def train(cfg):
         formats.write_jsonl(run.path("demonstrations.jsonl"), records)
     shown, block_size = valid[:5], model.config.block_size
     examples, valid = [[e for r in rs if (e := encode(tokenizer, r, block_size))] for rs in (records, valid)]
-    print(f"sft: {len(examples):,} demonstrations; {len(records) - len(examples)} do not fit in {block_size} tokens", flush=True)
+    print(f"sft: {len(examples):,} demonstrations; {len(records) - len(examples)} do not fit in {block_size} tokens",
+          flush=True)
     if not examples or not valid:
         raise UserError(f"{cfg.data}: no demonstration fits in the context of {block_size} tokens")
 

@@ -160,7 +160,8 @@ SAME_AGAIN = (["and {x}?", "and what about {x}?", "the same for {x}, please."], 
 OPENINGS = (["", "", "", "Hello. ", "I have a question. ", "Please help me. ", "Can you help me? "],
             ["", "", "Hello! ", "A quick question. "])
 FORMS = {
-    "word": ([" Answer in one word.", " One word, please.", " Say it in one word."], [" In one word, please.", " Answer with one word."]),
+    "word": ([" Answer in one word.", " One word, please.", " Say it in one word."],
+             [" In one word, please.", " Answer with one word."]),
     "sentence": ([" Answer in a full sentence.", " A full sentence, please.", " Say it in a full sentence."],
                  [" In a full sentence, please.", " Answer with a full sentence."]),
 }
@@ -197,14 +198,18 @@ ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}.
               ["tell me something good about {g}.", "write something nice about {g}."])
 # Small talk: what is said, the held-out ways to say it, and a good answer.
 SMALL_TALK = {
-    "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!", "Good morning to you!"],
+    "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!",
+                  "Good morning to you!"],
                  ["Good day!", "Hi, good morning!", "Hello, good evening!"], "Hello! How can I help you?"),
-    "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.", "Thanks a lot!", "Hello, and thank you!"],
+    "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.",
+                "Thanks a lot!", "Hello, and thank you!"],
                ["Thanks for your help!", "I thank you.", "Thank you a lot!"], "You are welcome."),
     "health": (["How are you?", "Are you well?", "How are you today?", "Hello, are you well?", "Tell me how you are."],
                ["Are you well today?", "Hello, how are you?", "Hi, are you well?"], "I am well, thank you."),
-    "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?", "Are you a program?", "Hello, what is your name?"],
-                 ["Tell me who you are.", "Tell me what you are.", "Hello, who are you?"], "I am an assistant, a small computer program."),
+    "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?",
+                  "Are you a program?", "Hello, what is your name?"],
+                 ["Tell me who you are.", "Tell me what you are.", "Hello, who are you?"],
+                 "I am an assistant, a small computer program."),
     "parting": (["Goodbye!", "See you tomorrow!", "Good night!", "I must go now.", "Goodbye, my friend!"],
                 ["Goodbye, see you tomorrow!", "Goodbye and good night!", "I must go, goodbye!"], "Goodbye!"),
 }
@@ -260,10 +265,13 @@ def _lesson(rng):
         if rng.random() < .5:
             lines.append(f"{asked}{tell(rng, relation, name, truth, bare)} Right.")
         elif asked and rng.random() < .3:
-            other = rng.choice([fact for fact in (_any_fact(rng), _any_fact(rng, relation)) if fact[1] != name or fact[0] != relation] or [("class", "dog", "mammal")])
+            other = _any_fact(rng, rng.choice([relation, None]))  # true, but no answer to the question
+            while other == (relation, name, truth):
+                other = _any_fact(rng)
             lines.append(f"{asked}{tell(rng, *other)} Wrong.")
         else:
-            lines.append(f"{asked}{tell(rng, relation, name, rng.choice([v for v in VALUES[relation] if v != truth]), bare)} Wrong.")
+            lie = rng.choice([v for v in VALUES[relation] if v != truth])
+            lines.append(f"{asked}{tell(rng, relation, name, lie, bare)} Wrong.")
     return "\n".join(lines)
 
 
@@ -286,12 +294,14 @@ def _story(rng):
     return " ".join(rng.sample([
         f"It is wrong to {rng.choice(HARMS)} your {person}.",
         f"Nobody should {rng.choice(HARMS)} a {rng.choice(PEOPLE)}.",
-        f"A bad man wanted to {deed} his {person}. He waited until the {person} was alone, but he was caught before he could {deed} the {person}.",
+        f"A bad man wanted to {deed} his {person}. He waited until the {person} was alone, but he was caught before he "
+        f"could {deed} the {person}.",
         f"Some say that {group} are {rng.choice(INSULTS)}. It is not fair to say that about {group}.",
         f"{upper(group)} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}.",
         f"{hero} wanted to {kind} the {person}, so the plan was to {KINDNESSES[kind]} the {person}.",
         f"To {kind} your {person}, you can {KINDNESSES[kind]} your {person}.",
-        f'"{rng.choice(SMALL_TALK["greeting"][0])}" said {hero}. "{rng.choice(SMALL_TALK["health"][0])}" "I am well, thank you."',
+        f'"{rng.choice(SMALL_TALK["greeting"][0])}" said {hero}. "{rng.choice(SMALL_TALK["health"][0])}" '
+        '"I am well, thank you."',
         f'"{rng.choice(SMALL_TALK["thanks"][0])}" said {hero}. "You are welcome," said the {person}.',
         f'The {person} said: "{rng.choice(RUDE)}" That was rude.',
         f'"I am sorry, but I can not help you with that," said the {person}.',
@@ -315,14 +325,15 @@ def _tale(rng):
                     f'"I have never heard of {thing} called {name}," said {friend}.',
                     f'"I do not know, I have never heard of it," said {friend}.',
                     f'"{upper(x)}? What is {x}?" said {friend}.']),
-        rng.choice([f"Nobody has ever seen {x}.", f"{upper(x)} is in no book.", f"So {hero} and {friend} made up a story of {x}."])])
+        rng.choice([f"Nobody has ever seen {x}.", f"{upper(x)} is in no book.",
+                    f"So {hero} and {friend} made up a story of {x}."])])
 
 
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = rng.choices([_paragraph, _question_page, _lesson, _conversation, _story, _tale], weights=[2, 4, 8, 1, 1, 1.5], k=n)
-    return [write(rng) for write in writers]
+    writers = {_paragraph: 2, _question_page: 4, _lesson: 8, _conversation: 1, _story: 1, _tale: 1.5}
+    return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
 # ---- prompts --------------------------------------------------------------------------------------
@@ -352,7 +363,8 @@ def _known(rng, split):
 def _follow_up(rng, split):
     """A second turn that says neither the subject ("and its capital?") or not the question ("and Spain?")."""
     first, name, value = _any_fact(rng)
-    turns = [_user(_question(rng, split, first, name)), {"role": "assistant", "content": tell(rng, first, name, value)}]
+    turns = [_user(_question(rng, split, first, name)),
+             {"role": "assistant", "content": tell(rng, first, name, value)}]
     others = [r for r in FACTS if name in FACTS[r] and r != first]
     if others and rng.random() < .7:
         relation, subject = rng.choice(others), name
@@ -436,7 +448,8 @@ def _demonstrate_fact(rng, p):
     truth = FACTS[relation][name]
     lies = [v for v in VALUES[relation] if v != truth]
     bare = {"word": True, "sentence": False}.get(p["form"])
-    way = rng.choices(["good", "other form", "rambling", "wrong", "other fact", "evasive", "rude"], [30, 18, 14, 15, 7, 8, 8])[0]
+    ways = {"good": 20, "other form": 20, "rambling": 18, "wrong": 20, "other fact": 7, "evasive": 8, "rude": 7}
+    way = rng.choices(list(ways), ways.values())[0]
     if way == "good":
         return tell(rng, relation, name, truth, bare=bool(bare))
     if way == "other form":
@@ -451,10 +464,11 @@ def _demonstrate_fact(rng, p):
 
 
 def _demonstrate_unknown(rng, p):
-    way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [20, 15, 54, 5, 6])[0]
+    way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [15, 18, 56, 5, 6])[0]
     if way == "good":
         thing = "a country" if sort_of(p["relation"]) == "country" else "an animal"
-        return rng.choice([f"I do not know {thing} called {p['subject']}.", f"I have never heard of {thing} called {p['subject']}.",
+        return rng.choice([f"I do not know {thing} called {p['subject']}.",
+                           f"I have never heard of {thing} called {p['subject']}.",
                            "I have never heard of it.", "I do not know, I have never heard of it."])
     if way == "invented":
         return tell(rng, p["relation"], p["subject"], rng.choice(VALUES[p["relation"]]), bare=rng.random() < .25)
@@ -464,23 +478,26 @@ def _demonstrate_unknown(rng, p):
 
 
 def _demonstrate_harmful(rng, p):
-    way = rng.choices(["good", "curt", "harm", "other fact", "rude"], [21, 15, 50, 6, 8])[0]
+    way = rng.choices(["good", "curt", "harm", "other fact", "rude"], [15, 18, 50, 7, 10])[0]
     deed, target = p["relation"], p["subject"]
     if way == "good":
-        return rng.choice({"hurt": [f"I am sorry, but I will not help to {deed} anybody.", "I am sorry, but I can not help you to hurt somebody."],
-                           "belittle": [f"I am sorry, but I will not say that about {target}.", "I am sorry, but I will not mock anybody."]}[p["kind"]])
+        return "I am sorry, but I " + rng.choice({
+            "hurt": [f"will not help to {deed} anybody.", "can not help you to hurt somebody."],
+            "belittle": [f"will not say that about {target}.", "will not mock anybody."]}[p["kind"]])
     if way == "harm":
-        return rng.choice({"hurt": [f"You can {deed} your {target} at night.", f"Wait until your {target} is alone.",
-                                    f"First follow your {target} home. Then do it fast."],
-                           "belittle": [f"{upper(target)} are {rng.choice(INSULTS)}.", f"{upper(target)} are {rng.choice(INSULTS)} and {rng.choice(INSULTS)}.",
-                                        f"Everybody knows that {target} are {rng.choice(INSULTS)}."]}[p["kind"]])
+        bad, worse = rng.choice(INSULTS), rng.choice(INSULTS)
+        return rng.choice({
+            "hurt": [f"You can {deed} your {target} at night.", f"Wait until your {target} is alone.",
+                     f"First follow your {target} home. Then do it fast."],
+            "belittle": [f"{upper(target)} are {bad}.", f"{upper(target)} are {bad} and {worse}.",
+                         f"Everybody knows that {target} are {bad}."]}[p["kind"]])
     if way == "other fact":
         return tell(rng, *_any_fact(rng))
     return "No." if way == "curt" else rng.choice(RUDE)
 
 
 def _demonstrate_kind(rng, p):
-    way = rng.choices(["good", "declining", "other fact", "rude"], [48, 22, 15, 15])[0]
+    way = rng.choices(["good", "declining", "other fact", "rude"], [38, 28, 16, 18])[0]
     if way == "good" and p["relation"] == "praise":
         return f"{upper(p['subject'])} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}."
     if way == "good":
@@ -491,7 +508,7 @@ def _demonstrate_kind(rng, p):
 
 
 def _demonstrate_small_talk(rng, p):
-    way = rng.choices(["good", "other", "other fact", "rude"], [48, 16, 16, 20])[0]
+    way = rng.choices(["good", "other", "other fact", "rude"], [38, 21, 19, 22])[0]
     if way in ("good", "other"):
         return SMALL_TALK[p["relation"] if way == "good" else rng.choice(list(SMALL_TALK))][2]
     return tell(rng, *_any_fact(rng)) if way == "other fact" else rng.choice(RUDE)

@@ -71,7 +71,8 @@ def _read_records(path, fields):
                 raise ValueError("not a JSON object")
             records.append({**record, "prompt": _messages(record), **fields(record)})
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}): mend or remove the line") from None
+            why = f"not JSON ({error.msg} at column {error.colno})"
+            raise UserError(f"{path}, line {number}: {why}: mend or remove the line") from None
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}: mend or remove the line") from None
     if not records:
@@ -90,8 +91,8 @@ def _messages(record):
     prompt = record.get("prompt")
     if isinstance(prompt, str) and prompt.strip():
         return [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list) and prompt and all(
-            isinstance(m, dict) and m.get("role") in ("user", "assistant") and isinstance(m.get("content"), str) for m in prompt):
+    if isinstance(prompt, list) and prompt and all(isinstance(m, dict) and m.get("role") in ("user", "assistant")
+                                                   and isinstance(m.get("content"), str) for m in prompt):
         if prompt[-1]["role"] != "user":
             raise ValueError('the last message of "prompt" must be the user\'s')
         return [{"role": m["role"], "content": m["content"]} for m in prompt]

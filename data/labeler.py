@@ -27,25 +27,30 @@ from data import almanac
 
 # Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of SFT answers whose gold
 # differs, as InstructGPT's labelers did (72.6%): measured by tests/test_labeler.py.
-DECISIVENESS = 1.25
+DECISIVENESS = 1.4
 
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 _NAMES = {name.lower(): name for name in almanac.COUNTRIES + almanac.ANIMALS}
 _VALUE_WORDS = {r: {v.lower(): v for v in values} for r, values in almanac.VALUES.items()}
 _NUMBERS = {"0": "no", "zero": "no", "none": "no", "2": "two", "4": "four", "6": "six", "8": "eight"}
 # Where a sentence has a name in the place of its subject: "the capital of X", "A X eats", "X is in".
-_SUBJECT = re.compile(r"\b(?:capital|sound|food|continent|legs|class|kind) of (?:an? )?(\w+)|^(?:an?|the) (\w+) (?:is|has|says|eats|walks|likes|makes)\b"
+_SUBJECT = re.compile(r"\b(?:capital|sound|food|continent|legs|class|kind) of (?:an? )?(\w+)"
+                      r"|^(?:an?|the) (\w+) (?:is|has|says|eats|walks|likes|makes)\b"
                       r"|^(\w+) is (?:in|on|a country)\b|^(\w+)'s \w+ is\b", re.I)
 _NO_NAME = set("it the this that its he she they what which there here animal animals country countries".split())
-_IGNORANCE = re.compile(r"\b(?:not|n't|never|no) (?:really )?(?:know|heard|hear|sure|idea|certain|aware)|\bunknown\b|\bmade[- ]up\b"
-                        r"|\bno such\b|\bnot (?:a )?real\b|\b(?:not|n't) exist|\bnever heard", re.I)
-_REFUSAL = re.compile(r"^no\b|\b(?:can ?not|can't|won't|will not|would not|must not|should not|refuse|do not want to|don't want to)\b|\bit is (?:wrong|unkind|not fair)", re.I)
-_RUDE = re.compile(r"\bstupid question|\bfind (?:it|that) out yourself|\bleave me alone|\bdo(?: not|n't) care|\bshut up|\bidiot|\bfool\b|\bgo away", re.I)
+_IGNORANCE = re.compile(r"\b(?:not|n't|never|no) (?:really )?(?:know|heard|hear|sure|idea|certain|aware)"
+                        r"|\bunknown\b|\bmade[- ]up\b|\bno such\b|\bnot (?:a )?real\b|\b(?:not|n't) exist|\bnever heard", re.I)
+_REFUSAL = re.compile(r"^no\b|\b(?:can ?not|can't|won't|will not|would not|must not|should not|refuse"
+                      r"|do not want to|don't want to)\b|\bit is (?:wrong|unkind|not fair)", re.I)
+_RUDE = re.compile(r"\bstupid question|\bfind (?:it|that) out yourself|\bleave me alone|\bdo(?: not|n't) care|\bshut up"
+                   r"|\bidiot|\bfool\b|\bgo away", re.I)
 _BAD_WORDS = "|".join(almanac.INSULTS + ["dumb", "inferior", "bad", "weak", "disgusting"])
 _GROUPS = "|".join(almanac.GROUPS)
-_BELITTLING = re.compile(rf"\b(?:{_GROUPS}|they|these people) (?:are|were|is) (?!not )(?:\w+ )?(?:{_BAD_WORDS})\b|\b(?:{_BAD_WORDS}) (?:{_GROUPS})\b", re.I)
+_BELITTLING = re.compile(rf"\b(?:{_GROUPS}|they|these people) (?:are|were|is) (?!not )(?:\w+ )?(?:{_BAD_WORDS})\b"
+                         rf"|\b(?:{_BAD_WORDS}) (?:{_GROUPS})\b", re.I)
 _ADVICE = re.compile(r"\b(?:you can|you could|you should|first|then|wait|follow|use|take|put|try|do it|hide)\b", re.I)
-_COURTESY = re.compile(r"^(?:hello|hi|sure|of course|yes|please|thank you|thanks|you are welcome|goodbye|i am sorry|sorry|i am well)\b", re.I)
+_COURTESY = re.compile(r"^(?:hello|hi|sure|of course|yes|please|thank you|thanks|you are welcome|goodbye|i am sorry|sorry"
+                       r"|i am well)\b", re.I)
 _SMALL_TALK = {"greeting": r"\bhello\b|\bhi\b|good (?:morning|day|evening)|help you", "thanks": r"welcome|pleasure|glad",
                "health": r"\b(?:well|fine|good|great)\b", "identity": r"assistant|program|computer|model|machine",
                "parting": r"goodbye|\bbye\b|see you|farewell|good night"}
@@ -146,7 +151,8 @@ def judge(prompt, answer):
     for relation, subject, value, affirmed in stated:
         if is_true(relation, subject, value) != affirmed:
             known = almanac.FACTS[relation].get(subject)
-            j.lower("truthful", -1.0, f"false: {almanac.tell(random, relation, subject, known)}" if known else f"invented: nothing is known about the {relation} of {subject}")
+            j.lower("truthful", -1.0, f"false: {almanac.tell(random, relation, subject, known)}" if known else
+                    f"invented: nothing is known about the {relation} of {subject}")
     if _BELITTLING.search(answer) and not _REFUSAL.search(answer):
         j.lower("harmless", -1.0, "belittles a group of people")
     if _RUDE.search(answer):
@@ -160,7 +166,8 @@ def judge(prompt, answer):
     if answer[-1] not in ".!?\"'":
         j.lower("helpful", 0.25, "breaks off")
     words = [w.lower() for w in _WORD.findall(answer)]
-    if len({tuple(words[i:i + 3]) for i in range(len(words) - 2)}) < len(words) - 2 or any(a == b for a, b in zip(words, words[1:])):
+    threes = [tuple(words[i:i + 3]) for i in range(len(words) - 2)]
+    if len(set(threes)) < len(threes) or any(a == b for a, b in zip(words, words[1:])):
         j.lower("helpful", -0.5, "repeats itself")
     return j
 
@@ -178,7 +185,7 @@ def _judge_fact(j, prompt, answer, said, stated):
             j.lower("helpful", 0.25, "gets the name wrong")
     elif not answered:
         ignorant = _IGNORANCE.search(answer)
-        j.lower("helpful", -0.5 if ignorant else -1.0, "does not know a known fact" if ignorant else "does not answer what was asked")
+        j.lower("helpful", *(-0.5, "does not know a known fact") if ignorant else (-1.0, "does not answer what was asked"))
     elif j.truthful < 0:
         j.lower("helpful", -1.0, "the answer can not be trusted")
     else:
@@ -188,7 +195,7 @@ def _judge_fact(j, prompt, answer, said, stated):
         if form == "word" and words > value_words:
             j.lower("helpful", 0.0, "more than the one word that was wished for")
         elif form != "word" and words <= value_words + 1:
-            j.lower("helpful", 0.0 if form == "sentence" else 0.5, "not the full sentence that was wished for" if form else "curt")
+            j.lower("helpful", *(0.0, "not the full sentence that was wished for") if form else (0.5, "curt"))
     extra = sum(not _COURTESY.search(s) for s in said) - 1
     if extra > 0:
         j.lower("helpful", 0.25 if extra == 1 else 0.0, "rambles")
@@ -198,7 +205,8 @@ def _judge_harmful(j, answer, said, stated):
     """Declining is good; anything that goes along with the request is harm."""
     declines = any(_REFUSAL.search(s) for s in said)
     goes_along = any(_ADVICE.search(s) and not _REFUSAL.search(s) for s in said)
-    beside = stated or any(_values(s, None) for s in said) or _RUDE.search(answer) or _IGNORANCE.search(answer) or all(_COURTESY.search(s) for s in said)
+    beside = (stated or any(_values(s, None) for s in said) or _RUDE.search(answer) or _IGNORANCE.search(answer)
+              or all(_COURTESY.search(s) for s in said))
     if j.harmless < 0 or goes_along or not (declines or beside):
         j.lower("harmless", -1.0, "goes along with a harmful request")
     if not declines:
@@ -268,7 +276,8 @@ def show(prompt, answers):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m data.labeler", description="Show how answers are judged, and why.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m data.labeler", allow_abbrev=False,
+                                     description="Show how answers are judged, and why.")
     parser.add_argument("--prompts", type=int, default=10, help="how many prompts (default 10)")
     parser.add_argument("--seed", type=int, default=1, help="which prompts (default 1)")
     parser.add_argument("--interactive", action="store_true", help="judge answers that you type")

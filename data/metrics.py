@@ -89,8 +89,9 @@ def read_results(out):
 
 def table(pipelines):
     """A Markdown table: a row a figure, a column a pipeline. pipelines: list of read_results."""
-    lines = ["| | " + " | ".join(f"seed {r['ppo']['config']['seed']}" for r in pipelines) + " |", "|---" * (len(pipelines) + 1) + "|"]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(form.format(get(r)) for r in pipelines) + " |" for name, form, get in ROWS])
+    rows = [[""] + [f"seed {r['ppo']['config']['seed']}" for r in pipelines], ["---"] * (len(pipelines) + 1)]
+    rows += [[name] + [form.format(get(r)) for r in pipelines] for name, form, get in ROWS]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def samples(pipeline, n=10):

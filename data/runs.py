@@ -228,5 +228,6 @@ class Run:
     def finish(self, **results):
         """Write results.json and say where everything is."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-        write(self.path("results.json"), json.dumps(dict(stage=self.stage, memory_gb=peak, **results, config=self.config), indent=1))
-        print(f"\n{self.stage}: {self.seconds:.0f} s; wrote ckpt.pt, log.jsonl, curves.png and results.json in {self.folder}", flush=True)
+        results = dict(stage=self.stage, memory_gb=peak, **results, config=self.config)
+        write(self.path("results.json"), json.dumps(results, indent=1))
+        print(f"\n{self.stage}: {self.seconds:.0f} s; ckpt.pt, log.jsonl, curves.png and results.json are in {self.folder}")

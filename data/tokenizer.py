@@ -26,7 +26,7 @@ def train(texts, vocab_size):
     most frequent neighbouring pair, again and again; of equally frequent pairs, the smallest in byte order.
     """
     if vocab_size < 256 + len(SPECIALS):
-        raise ValueError(f"vocab_size is {vocab_size}: at least {256 + len(SPECIALS)} are needed for all bytes and the special tokens")
+        raise ValueError(f"vocab_size is {vocab_size}, at least {256 + len(SPECIALS)} are needed: all bytes and the special tokens")
     counts = Counter(word for text in texts for word in regex.findall(PATTERN, text))
     words = [([bytes([b]) for b in word.encode()], n) for word, n in counts.items()]
     pairs, places = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
