@@ -356,7 +356,7 @@ def load(path, kind=GPT, device="cpu", hint=""):
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        why = f"{error or type(error).__name__}".splitlines()[0][:80]
+        why = (str(error) or type(error).__name__).splitlines()[0][:80]
         raise UserError(f"{path} is not a checkpoint that can be read ({why}): {hint or 'make it again'}") from None
     if not isinstance(model, kind):
         raise UserError(f"{path} holds a {type(model).__name__}, but a {kind.__name__} is needed: {hint or 'choose another'}")

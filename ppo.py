@@ -128,18 +128,17 @@ class Rollout:
 def rollout(policy, reference, reward, value, idx, prompt_lengths, cfg):
     """Sample an answer to each prompt and evaluate it. idx (B, T), prompt_lengths (B,) -> Rollout.
 
-    The policy's log-probabilities are recomputed in the minibatches of the first epoch: the same shapes give the same
-    bits, and the first ratio of every iteration is exactly 1.
+    Log-probabilities are recomputed in the minibatches of the first pass of `update`: the same shapes give the same bits,
+    so that the first ratio of every iteration is exactly 1, and the KL of a policy that is its own reference exactly 0.
     """
     idx, lengths = gpt.generate(policy, idx, prompt_lengths, cfg.max_new_tokens, cfg.temperature)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
     ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == policy.config.end
     score = torch.where(ended, reward.score(idx, lengths), cfg.missing_eos_score)
     parts = list(zip(idx.chunk(cfg.minibatches), mask.chunk(cfg.minibatches)))
-    return Rollout(idx, lengths, mask, score,
-                   logp_old=torch.cat([gpt.token_logprobs(policy, i, cfg.temperature, m) for i, m in parts]),
-                   logp_ref=gpt.token_logprobs(reference, idx, cfg.temperature, mask),
-                   values_old=value(idx)[:, :-1], ended=ended)
+    logp_old, logp_ref = [torch.cat([gpt.token_logprobs(model, i, cfg.temperature, m) for i, m in parts])
+                          for model in (policy, reference)]
+    return Rollout(idx, lengths, mask, score, logp_old, logp_ref, values_old=value(idx)[:, :-1], ended=ended)
 
 
 def update(policy, value, opt, batch, cfg, lr):

@@ -60,7 +60,9 @@ def parse(config, description, argv=None):
     parser = _Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False,
                      formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=110))
     for f in dataclasses.fields(config):
-        help = f"{f.metadata['help']} (default: {f.default if f.default != '' else 'none'})"
+        help = f.metadata["help"]
+        if "(default: " not in help:
+            help += f" (default: {f.default if f.default != '' else 'none'})"
         how = {"action": "store_true"} if f.type is bool else {"type": f.type, "metavar": f.type.__name__.upper()}
         parser.add_argument(f"--{f.name}", default=f.default, help=help.replace("%", "%%"), **how)
     return config(**vars(parser.parse_args(argv)))

@@ -105,13 +105,13 @@ def test_right_means_the_fact_and_nothing_false():
 
 
 def test_good_demonstrations_are_good_for_every_kind():
-    """For each kind of prompt some demonstrations are perfect and some are bad; about half deserve a positive score."""
+    """For each kind of prompt some demonstrations are perfect and some are bad; about half are no worse than flawed."""
     found = almanac.demonstrations("train", 3000, 1)
     gold = [labeler.judge(p, p["response"]).gold for p in found]
     for kind in {p["kind"] for p in found}:
         scores = [g for p, g in zip(found, gold) if p["kind"] == kind]
         assert max(scores) == 1 and min(scores) <= -.75
-    assert .4 < np.mean(np.array(gold) > 0) < .6
+    assert .4 < np.mean(np.array(gold) >= 0) < .6
 
 
 def test_two_labelers_agree_as_often_as_people():

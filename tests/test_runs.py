@@ -106,7 +106,7 @@ def test_help_explains_every_knob(stage):
     assert result.returncode == 0
     for flag in __import__(stage).Config.__dataclass_fields__:
         assert f"--{flag}" in result.stdout
-    assert result.stdout.count("(default: ") == len(__import__(stage).Config.__dataclass_fields__)
+    assert " ".join(result.stdout.split()).count("(default: ") == len(__import__(stage).Config.__dataclass_fields__)
 
 
 def test_importing_does_nothing():
