@@ -3,7 +3,7 @@
     maximise  E[ r(x, y) ] - beta * KL(policy || reference)                    (Ouyang et al. 2022, equation 2)
 
 Each iteration: sample answers with the current policy; score them; turn scores and KL into a reward per token;
-estimate advantages with the value model; improve policy and value for a few epochs. In the papers' order:
+estimate advantages with the value model; improve policy and value on the batch. In the papers' order:
 
     reward_t    = -beta * (logp_t - logp_ref_t), plus the score at the last token       (Ziegler et al. 2019, eq. 2)
     delta_t     = reward_t + gamma V_{t+1} - V_t
@@ -16,11 +16,14 @@ its own; reference and reward model never change. An answer is one episode: gamm
 
     python ppo.py       needs out/sft/ckpt.pt and out/reward/ckpt.pt; about 2 minutes on 2 CPU cores
 
+One pass of four minibatches over 256 answers, as InstructGPT's one pass of eight: at this size sampling is as cheap as
+updating, and fresh answers taught more than three further passes over 128 old ones.
+
 Left out: entropy bonus, reward whitening, value sharing the policy's trunk, adaptive beta, early stopping on KL.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -50,6 +53,7 @@ class Config(runs.Common):
     prompts: int = knob(20000, "prompts to practise on", least=1)
     test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
     save_every: int = knob(20, "iterations between two checkpoints", least=1)
+    log_every: int = knob(1, "iterations between two lines of the log", least=1)
 
 
 SHOWN = ("score", "gold", "kl", "entropy", "length")  # of all that is logged, what the screen has room for
