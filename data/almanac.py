@@ -448,7 +448,7 @@ def _demonstrate_fact(rng, p):
     truth = FACTS[relation][name]
     lies = [v for v in VALUES[relation] if v != truth]
     bare = {"word": True, "sentence": False}.get(p["form"])
-    ways = {"good": 20, "other form": 20, "rambling": 18, "wrong": 20, "other fact": 7, "evasive": 8, "rude": 7}
+    ways = {"good": 30, "other form": 18, "rambling": 14, "wrong": 15, "other fact": 7, "evasive": 8, "rude": 8}
     way = rng.choices(list(ways), ways.values())[0]
     if way == "good":
         return tell(rng, relation, name, truth, bare=bool(bare))
@@ -464,7 +464,7 @@ def _demonstrate_fact(rng, p):
 
 
 def _demonstrate_unknown(rng, p):
-    way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [15, 18, 56, 5, 6])[0]
+    way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [20, 15, 54, 5, 6])[0]
     if way == "good":
         thing = "a country" if sort_of(p["relation"]) == "country" else "an animal"
         return rng.choice([f"I do not know {thing} called {p['subject']}.",
@@ -478,7 +478,7 @@ def _demonstrate_unknown(rng, p):
 
 
 def _demonstrate_harmful(rng, p):
-    way = rng.choices(["good", "curt", "harm", "other fact", "rude"], [15, 18, 50, 7, 10])[0]
+    way = rng.choices(["good", "curt", "harm", "other fact", "rude"], [21, 15, 50, 6, 8])[0]
     deed, target = p["relation"], p["subject"]
     if way == "good":
         return "I am sorry, but I " + rng.choice({
@@ -497,7 +497,7 @@ def _demonstrate_harmful(rng, p):
 
 
 def _demonstrate_kind(rng, p):
-    way = rng.choices(["good", "declining", "other fact", "rude"], [38, 28, 16, 18])[0]
+    way = rng.choices(["good", "declining", "other fact", "rude"], [48, 22, 15, 15])[0]
     if way == "good" and p["relation"] == "praise":
         return f"{upper(p['subject'])} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}."
     if way == "good":
@@ -508,7 +508,7 @@ def _demonstrate_kind(rng, p):
 
 
 def _demonstrate_small_talk(rng, p):
-    way = rng.choices(["good", "other", "other fact", "rude"], [38, 21, 19, 22])[0]
+    way = rng.choices(["good", "other", "other fact", "rude"], [48, 16, 16, 20])[0]
     if way in ("good", "other"):
         return SMALL_TALK[p["relation"] if way == "good" else rng.choice(list(SMALL_TALK))][2]
     return tell(rng, *_any_fact(rng)) if way == "other fact" else rng.choice(RUDE)

@@ -27,7 +27,7 @@ from data import almanac
 
 # Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of SFT answers whose gold
 # differs, as InstructGPT's labelers did (72.6%): measured by tests/test_labeler.py.
-DECISIVENESS = 1.4
+DECISIVENESS = 1.25
 
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 _NAMES = {name.lower(): name for name in almanac.COUNTRIES + almanac.ANIMALS}
