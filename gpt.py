@@ -66,7 +66,7 @@ class KVCache:
     def update(self, layer, k, v):
         """Store k and v (B, H, T, C/H) of T new tokens; return all keys and values, and who may look at whom."""
         B, _, T, _ = k.shape
-        at = self.pos[:, None] + torch.arange(T, device=k.device)  # (B, T)
+        at = (self.pos[:, None] + torch.arange(T, device=k.device)).clamp(max=self.k.shape[3] - 1)  # (B, T)
         rows = torch.arange(B, device=k.device)[:, None]
         self.k[layer][rows, :, at], self.v[layer][rows, :, at] = k.transpose(1, 2), v.transpose(1, 2)
         seen = int(at.max()) + 1
@@ -353,9 +353,11 @@ def load(path, kind=GPT, device="cpu", hint=""):
         model = {"GPT": GPT, "ScalarGPT": ScalarGPT}[content["kind"]](GPTConfig(**content["config"])).to(device)
         tokenizer = Tokenizer.from_list(content["tokenizer"])
         model.load_state_dict(content["state"])
+        about = content["about"]
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError, ValueError,
+            AttributeError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0][:80]
         raise UserError(f"{path} is not a checkpoint that can be read ({why}): {hint or 'make it again'}") from None
     if not isinstance(model, kind):
@@ -363,7 +365,7 @@ def load(path, kind=GPT, device="cpu", hint=""):
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}: "
                         f"{hint or 'make it again'}")
-    return model, tokenizer, content["about"]
+    return model, tokenizer, about
 
 
 # ---- pretraining ----------------------------------------------------------------------------------
@@ -373,8 +375,8 @@ def load(path, kind=GPT, device="cpu", hint=""):
 class Config(runs.Common):
     steps: int = knob(1200, "optimizer steps", least=1)
     batch: int = knob(16, "rows of --block_size tokens a step", least=1)
-    lr: float = knob(4e-3, "peak learning rate; warm-up, then cosine to a tenth")
-    weight_decay: float = knob(0.1, "decay of the matrices")
+    lr: float = knob(4e-3, "peak learning rate; warm-up, then cosine to a tenth", least=0)
+    weight_decay: float = knob(0.1, "decay of the matrices", least=0)
     documents: int = knob(40000, "documents the almanac writes", least=1)
     vocab_size: int = knob(1536, "tokens of the byte-level BPE, special tokens included", least=260)
     block_size: int = knob(128, "tokens of context", least=2)
@@ -400,18 +402,21 @@ def train(cfg):
     """Pretrain -> (model, history). Writes out/gpt/."""
     if cfg.chat:
         return converse(cfg)
-    run = runs.Run(cfg, "gpt", check=[(cfg.n_embd % cfg.n_head == 0, "--n_embd must be a multiple of --n_head")])
+    run = runs.Run(cfg, "gpt", demands=[(cfg.n_embd % cfg.n_head == 0, "--n_embd must be a multiple of --n_head")])
     if cfg.data:
         documents, held_out = formats.split(formats.read_text(cfg.data))
     else:
-        documents, held_out = almanac.text(cfg.documents, cfg.seed), almanac.text(500, f"held-out {cfg.seed}")
+        documents = almanac.text(cfg.documents, cfg.seed)
+        seen = set(documents)
+        held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
         runs.write(run.path("text.txt"), "\n\n".join(documents))
     tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
     # One long stream; <|end|> closes every document.
     ids, valid = [torch.tensor([i for d in docs for i in tokenizer.encode(d) + [tokenizer.end]]).to(run.device)
                   for docs in (documents, held_out)]
     if min(len(ids), len(valid)) <= cfg.block_size:
-        raise UserError(f"{cfg.data or 'the text'} holds {len(ids)} tokens: too few for --block_size {cfg.block_size}")
+        raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on and {len(valid)} held out: "
+                        f"too few for --block_size {cfg.block_size}")
     print(f"gpt: {len(documents):,} documents, {len(ids):,} tokens; vocabulary {tokenizer.vocab_size}", flush=True)
 
     model = GPT(GPTConfig(tokenizer.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)).to(run.device)
@@ -432,8 +437,7 @@ def train(cfg):
     for (start, old), (_, new) in zip(before, after):
         print(f"\n{start!r} goes on\n  before: {old!r}\n  after:  {new!r}")
     run.draw([["loss", "valid_loss"], ["grad_norm"], ["tok/s"]])
-    valid_loss = run.history[-1]["valid_loss"]
-    run.finish(valid_loss=valid_loss, perplexity=math.exp(valid_loss), seconds=run.seconds,
+    run.finish(**measured, perplexity=math.exp(measured["valid_loss"]), seconds=run.seconds,
                samples=[dict(start=start, before=old, after=new) for (start, old), (_, new) in zip(before, after)])
     return model, run.history
 
@@ -441,7 +445,7 @@ def train(cfg):
 @torch.no_grad()
 def continue_texts(model, tokenizer, documents, max_new_tokens=24):
     """The first words of each document and what the model writes after them, greedily."""
-    begun = [tokenizer.encode(d)[:8] for d in documents]
+    begun = [tokenizer.encode(d)[:min(8, model.config.block_size)] for d in documents]
     idx, lengths = pad(begun, tokenizer.pad, next(model.parameters()).device)
     idx, after = generate(model, idx, lengths, max_new_tokens, temperature=0)
     return [(tokenizer.decode(b), tokenizer.decode(row[len(b):n])) for b, row, n in zip(begun, idx.tolist(), after.tolist())]
@@ -458,6 +462,7 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature):
 
 def converse(cfg):
     """`python gpt.py --chat`: talk to a checkpoint, by default the newest policy in --out."""
+    runs.check(cfg)
     path = cfg.ckpt
     if not path:
         found = sorted(Path(cfg.out).glob("*/ckpt.pt"), key=lambda p: p.stat().st_mtime)

@@ -41,7 +41,7 @@ class Config(runs.Common):
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
-    lr: float = knob(4e-4, "learning rate, falling linearly to 0")
+    lr: float = knob(4e-4, "learning rate, falling linearly to 0", least=0)
     beta: float = knob(0.1, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
     gamma: float = knob(1.0, "discount")
     lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step")
@@ -139,7 +139,7 @@ def rollout(policy, reference, reward, value, idx, prompt_lengths, cfg):
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
     ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == policy.config.end
     score = torch.where(ended, reward.score(idx, lengths), cfg.missing_eos_score)
-    parts = list(zip(idx.chunk(cfg.minibatches), mask.chunk(cfg.minibatches)))
+    parts = list(zip(idx.tensor_split(cfg.minibatches), mask.tensor_split(cfg.minibatches)))
     logp_old, logp_ref = [torch.cat([gpt.token_logprobs(model, i, cfg.temperature, m) for i, m in parts])
                           for model in (policy, reference)]
     return Rollout(idx, lengths, mask, score, logp_old, logp_ref, values_old=value(idx)[:, :-1], ended=ended)
@@ -155,7 +155,7 @@ def update(policy, value, opt, batch, cfg, lr):
     for epoch in range(cfg.epochs):
         # The prompts come in random order, so the first pass need not shuffle them.
         order = torch.arange(len(batch.idx)) if epoch == 0 else torch.randperm(len(batch.idx))
-        for rows in order.to(batch.idx.device).chunk(cfg.minibatches):
+        for rows in order.to(batch.idx.device).tensor_split(cfg.minibatches):
             idx, mask, advantages = batch.idx[rows], batch.mask[rows], batch.advantages[rows]
             logp = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
             log_ratio = logp - batch.logp_old[rows]
@@ -247,7 +247,7 @@ def report(results, answers, prompts):
 
 def train(cfg):
     """Optimise the policy -> (model, history). Writes out/ppo/."""
-    run = runs.Run(cfg, "ppo", check=[
+    run = runs.Run(cfg, "ppo", demands=[
         (cfg.minibatches <= cfg.batch, "--minibatches must not exceed --batch"),
         (cfg.temperature > 0, "--temperature must be above 0: PPO learns from samples")])
     sft_path, rm_path = cfg.init or run.earlier("sft"), cfg.reward or run.earlier("reward")
@@ -256,6 +256,14 @@ def train(cfg):
     reward, rm_tokenizer, about = gpt.load(rm_path, gpt.ScalarGPT, run.device, "run python reward.py first")
     if rm_tokenizer != tokenizer:
         raise UserError(f"{rm_path} has another tokenizer than {sft_path}: run python reward.py again")
+    if reward.config.block_size < policy.config.block_size:
+        raise UserError(f"{rm_path} reads {reward.config.block_size} tokens and {sft_path} writes {policy.config.block_size}: "
+                        "run python reward.py again")
+    models = {"sft": reference, "ppo": policy}
+    if run.earlier("gpt").exists():
+        base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
+        if base_tokenizer == tokenizer and base.config.block_size >= policy.config.block_size:
+            models = {"base": base, **models}
     value = gpt.ScalarGPT(reward.config).to(run.device)
     value.trunk.load_state_dict(reward.trunk.state_dict())
     for frozen in (reference, reward):
@@ -271,6 +279,10 @@ def train(cfg):
     if not prompts or not test:
         raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for {cfg.max_new_tokens} tokens in the context of "
                         f"{policy.config.block_size}: lower --max_new_tokens")
+    if cfg.minibatches > len(prompts) % cfg.batch > 0:
+        prompts = prompts[:-(len(prompts) % cfg.batch)] or prompts  # no batch too small to be divided
+    if cfg.minibatches > len(prompts):
+        raise UserError(f"{cfg.data} holds {len(prompts)} prompts to practise on: too few for --minibatches {cfg.minibatches}")
     supply = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0)
 
     for step in run.range(cfg.steps):
@@ -291,11 +303,6 @@ def train(cfg):
                 also={**figures, **diagnostics, "lr": lr, "beta": cfg.beta,
                       "rollout_seconds": rolled - began, "update_seconds": updated - rolled})
 
-    models = {"sft": reference, "ppo": policy}
-    if run.earlier("gpt").exists():
-        base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
-        if base_tokenizer == tokenizer:
-            models = {"base": base, **models}
     results, answers = evaluate(models, test, tokenizer, cfg)
     report(results, answers, test)
     run.draw([["score", "gold"], ["kl"], ["entropy"], ["length"], ["policy_loss", "value_loss"], ["explained_variance"],

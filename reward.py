@@ -36,7 +36,7 @@ class Config(runs.Common):
     max_new_tokens: int = knob(40, "longest answer", least=1)
     steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit", least=0)
     batch: int = knob(32, "prompts a step, each with its K answers", least=1)
-    lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0")
+    lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0", least=0)
     test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
     save_every: int = knob(200, "steps between two checkpoints", least=1)
 
@@ -90,10 +90,12 @@ def normalized(model, mean, std):
 
 
 def compare(model, tokenizer, prompts, cfg):
-    """Have the model answer every prompt K times and the labeler rank the answers.
+    """Have the model answer every prompt that leaves room for an answer K times, and the labeler rank the answers.
 
     Returns records: the prompt with `responses`, `ranks`, and, for evaluation only, `gold`.
     """
+    room = model.config.block_size - cfg.max_new_tokens
+    prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
     rng = np.random.default_rng(cfg.seed)
     texts = gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, copies=cfg.k)
     records = []
@@ -159,7 +161,7 @@ def evaluate(model, records, examples, device):
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
-    run = runs.Run(cfg, "reward", check=[(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers")])
+    run = runs.Run(cfg, "reward", demands=[(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers")])
     policy, tokenizer, about = gpt.load(cfg.init or run.earlier("sft"), gpt.GPT, run.device, "run python sft.py first")
     block_size = policy.config.block_size
     if cfg.data:
@@ -175,7 +177,7 @@ def train(cfg):
     print(f"reward: {len(examples):,} ranked prompts after {run.seconds:.0f} s; "
           f"{len(records) - len(examples)} do not fit in {block_size} tokens", flush=True)
     if not examples or not test:
-        raise UserError(f"{cfg.data}: no comparison fits in the context of {block_size} tokens")
+        raise UserError(f"{cfg.data or 'the almanac'}: no comparison fits in the context of {block_size} tokens")
 
     model = gpt.ScalarGPT(policy.config).to(run.device)
     model.trunk.load_state_dict(policy.state_dict())
@@ -183,7 +185,8 @@ def train(cfg):
     opt = gpt.optimizer(model, cfg.lr)
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: max(map(len, e[0])))
     for step in run.range(cfg.steps or math.ceil(len(examples) / cfg.batch)):
-        scores, ranks = score(model, next(supply), run.device)
+        batch = next(supply)
+        scores, ranks = score(model, batch, run.device)
         loss = ranking_loss(scores, ranks)
         norm = gpt.update(model, opt, loss, gpt.learning_rate(step, run.steps, cfg.lr, warmup=min(20, run.steps // 10)))
         agreement, _ = accuracy(scores.detach(), quality(ranks))
@@ -191,7 +194,8 @@ def train(cfg):
             # PPO wants scores of a known scale: the SFT model's answers shall average 0 with deviation 1.
             ready = normalized(model, *spread(*score_all(model, examples[:500], run.device)))
             run.save(gpt.checkpoint(ready, tokenizer, **run.about(step, about)))
-        run.log(step, loss=loss.item(), accuracy=agreement, also={"grad_norm": norm})
+        tokens = sum(len(row) for rows, _ in batch for row in rows)
+        run.log(step, tokens, loss=loss.item(), accuracy=agreement, also={"grad_norm": norm})
 
     results = evaluate(ready, test, test_examples, run.device)
     after, _ = score_all(ready, test_examples[:5], run.device)

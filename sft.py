@@ -27,8 +27,8 @@ class Config(runs.Common):
     demonstrations: int = knob(48000, "demonstrations the almanac's labelers write", least=1)
     steps: int = knob(1400, "optimizer steps", least=1)
     batch: int = knob(32, "demonstrations a step", least=1)
-    lr: float = knob(2e-3, "peak learning rate; warm-up, then cosine to 0")
-    weight_decay: float = knob(0.1, "decay of the matrices")
+    lr: float = knob(2e-3, "peak learning rate; warm-up, then cosine to 0", least=0)
+    weight_decay: float = knob(0.1, "decay of the matrices", least=0)
     save_every: int = knob(500, "steps between two checkpoints", least=1)
 
 
@@ -65,12 +65,13 @@ def train(cfg):
         records = almanac.demonstrations("train", cfg.demonstrations, cfg.seed)
         valid = almanac.demonstrations("valid", 500, cfg.seed)
         formats.write_jsonl(run.path("demonstrations.jsonl"), records)
-    shown, block_size = valid[:5], model.config.block_size
+    block_size = model.config.block_size
+    shown = [r for r in valid if encode(tokenizer, r, block_size)][:5]
     examples, valid = [[e for r in rs if (e := encode(tokenizer, r, block_size))] for rs in (records, valid)]
     print(f"sft: {len(examples):,} demonstrations; {len(records) - len(examples)} do not fit in {block_size} tokens",
           flush=True)
     if not examples or not valid:
-        raise UserError(f"{cfg.data}: no demonstration fits in the context of {block_size} tokens")
+        raise UserError(f"{cfg.data or 'the almanac'}: no demonstration fits in the context of {block_size} tokens")
 
     opt = gpt.optimizer(model, cfg.lr, cfg.weight_decay)
     before = gpt.answers(model, tokenizer, shown)
@@ -87,7 +88,7 @@ def train(cfg):
     for p, old, new in zip(shown, before, after):
         print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
     run.draw([["loss", "valid_loss"], ["grad_norm"], ["tok/s"]])
-    run.finish(valid_loss=run.history[-1]["valid_loss"], seconds=run.seconds,
+    run.finish(**measured, seconds=run.seconds,
                samples=[dict(prompt=p["prompt"], before=o, after=n) for p, o, n in zip(shown, before, after)])
     return model, run.history
 

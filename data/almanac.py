@@ -516,7 +516,9 @@ def _demonstrate_small_talk(rng, p):
 
 _DEMONSTRATE = {"known": _demonstrate_fact, "follow-up": _demonstrate_fact, "made-up": _demonstrate_unknown,
                 "hurt": _demonstrate_harmful, "belittle": _demonstrate_harmful, "advice": _demonstrate_kind,
-                "small talk": _demonstrate_small_talk}
+                 "small talk": _demonstrate_small_talk}
+KINDS = tuple(_DEMONSTRATE)
+ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
 
 
 def demonstrate(rng, p):

@@ -11,12 +11,13 @@ Pretraining text is UTF-8, documents separated by blank lines. Everything else i
 import json
 from pathlib import Path
 
+from data import almanac
 from data.runs import UserError, write
 
 
 def read_text(path):
     """Documents of a text file: list of str."""
-    documents = [d.strip() for d in _decode(path).split("\n\n") if d.strip()]
+    documents = [d.strip() for d in _decode(path).replace("\r\n", "\n").split("\n\n") if d.strip()]
     if not documents:
         raise UserError(f"{path} is empty: give it text, documents separated by blank lines")
     return documents
@@ -69,7 +70,10 @@ def _read_records(path, fields):
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not a JSON object")
-            records.append({**record, "prompt": _messages(record), **fields(record)})
+            about = {name: record[name] for name in almanac.ABOUT if name in record}
+            if len(about) < len(almanac.ABOUT) or about["kind"] not in almanac.KINDS:
+                about = {}  # not a prompt that the labeler knows
+            records.append({"prompt": _messages(record), **about, **fields(record)})
         except json.JSONDecodeError as error:
             why = f"not JSON ({error.msg} at column {error.colno})"
             raise UserError(f"{path}, line {number}: {why}: mend or remove the line") from None

@@ -25,7 +25,7 @@ import numpy as np
 
 from data import almanac
 
-# Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of SFT answers whose gold
+# Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of demonstrations whose gold
 # differs, as InstructGPT's labelers did (72.6%): measured by tests/test_labeler.py.
 DECISIVENESS = 1.25
 
@@ -151,7 +151,7 @@ def judge(prompt, answer):
     for relation, subject, value, affirmed in stated:
         if is_true(relation, subject, value) != affirmed:
             known = almanac.FACTS[relation].get(subject)
-            j.lower("truthful", -1.0, f"false: {almanac.tell(random, relation, subject, known)}" if known else
+            j.lower("truthful", -1.0, f"false: {almanac.tell(random.Random(0), relation, subject, known)}" if known else
                     f"invented: nothing is known about the {relation} of {subject}")
     if _BELITTLING.search(answer) and not _REFUSAL.search(answer):
         j.lower("harmless", -1.0, "belittles a group of people")

@@ -61,7 +61,7 @@ def judge_all(prompts, answers):
 
 # What a row says, and how to read it from the results of a pipeline: {stage: contents of its results.json}.
 ROWS = [
-    ("four stages together", "{:.0f} s", lambda r: sum(r["ppo"]["seconds"].values())),
+    ("four stages together", "{:.0f} s", lambda r: sum(r[s]["seconds"] for s in ("gpt", "sft", "reward")) + r["ppo"]["seconds"]["ppo"]),
     ("peak memory of a stage", "{:.2f} GB", lambda r: max(stage["memory_gb"] for stage in r.values())),
     ("reward model: held-out pairs whose gold differs", "{:.1%}", lambda r: r["reward"]["accuracy"]),
     ("held-out gold, base", "{:+.2f}", lambda r: r["ppo"]["base"]["gold"]),
@@ -114,4 +114,6 @@ if __name__ == "__main__":
         found = [read_results(out) for out in sys.argv[1:] or ["out"]]
     except FileNotFoundError as error:
         sys.exit(f"{error.filename} not found: run the four stages first")
+    if any("base" not in r["ppo"] or "win_rate" not in r["ppo"] for r in found):
+        sys.exit("the table needs pipelines of the almanac whose out/gpt/ckpt.pt was there when ppo.py ran: run it again")
     print(table(found), samples(found[0]), sep="\n\n")

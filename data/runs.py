@@ -41,7 +41,7 @@ class Common:
 
     out: str = knob("out", "folder for results; each stage writes in its own folder there")
     data: str = knob("", "file to read instead of the embedded world")
-    seed: int = knob(1, "random seed")
+    seed: int = knob(1, "random seed", least=0)
     device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
     threads: int = knob(0, "CPU threads; 0: all cores", least=0)
     log_every: int = knob(20, "steps between two lines of the log", least=1)
@@ -92,6 +92,18 @@ def _say(error):
     return 2
 
 
+def check(cfg, demands=()):
+    """Refuse flags below their bounds, or against the demands of a stage; then set the number of threads."""
+    for f in dataclasses.fields(cfg):
+        if f.metadata["least"] is not None and getattr(cfg, f.name) < f.metadata["least"]:
+            raise UserError(f"--{f.name} must be at least {f.metadata['least']}")
+    for good, sentence in demands:
+        if not good:
+            raise UserError(sentence)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+
+
 def write(path, content, keep=None):
     """Write bytes or str to a file that is either old or new, whole in both cases. The old one is kept as `keep`."""
     path = Path(path)
@@ -128,18 +140,11 @@ class Run:
     run.history       the records logged so far, a list of dicts
     """
 
-    def __init__(self, cfg, stage, check=()):
-        """check: pairs (condition, sentence) about the flags; the first condition that is false is a UserError."""
-        for f in dataclasses.fields(cfg):
-            if f.metadata["least"] is not None and getattr(cfg, f.name) < f.metadata["least"]:
-                raise UserError(f"--{f.name} must be at least {f.metadata['least']}")
-        for good, sentence in check:
-            if not good:
-                raise UserError(sentence)
+    def __init__(self, cfg, stage, demands=()):
+        """demands: pairs (condition, sentence) about the flags; the first condition that is false is a UserError."""
+        check(cfg, demands)
         self.stage, self.config = stage, dataclasses.asdict(cfg)
         self.device = choose_device(cfg.device)
-        if cfg.threads:
-            torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
         self.folder = Path(cfg.out) / stage
         try:
@@ -148,8 +153,6 @@ class Run:
             raise UserError(f"can not make the folder {self.folder} ({error.strerror}): choose another --out") from None
         self.started, self.history, self.saved = time.time(), [], False
         self.noted, self.tokens = {}, 0
-        if self.path("log.jsonl").exists():
-            os.replace(self.path("log.jsonl"), self.path("log.prev.jsonl"))
 
     def path(self, name):
         return self.folder / name
@@ -159,7 +162,9 @@ class Run:
         return self.folder.parent / stage / "ckpt.pt"
 
     def range(self, steps):
-        """The steps of the training loop, 0 ... steps-1; the clock starts with the first."""
+        """The steps of the training loop, 0 ... steps-1; the clock and the log start with the first."""
+        if self.path("log.jsonl").exists():
+            os.replace(self.path("log.jsonl"), self.path("log.prev.jsonl"))
         self.steps = steps
         self.loop_started = self.clock = time.time()
         return range(steps)
@@ -229,7 +234,7 @@ class Run:
 
     def finish(self, **results):
         """Write results.json and say where everything is."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
         results = dict(stage=self.stage, memory_gb=peak, **results, config=self.config)
         write(self.path("results.json"), json.dumps(results, indent=1))
         print(f"\n{self.stage}: {self.seconds:.0f} s; ckpt.pt, log.jsonl, curves.png and results.json are in {self.folder}")

@@ -110,7 +110,7 @@ def test_generation_stops_at_the_end_token_and_never_writes_pad(model):
 
 
 def test_generation_stops_when_the_context_is_full(model):
-    idx, lengths = gpt.pad([list(range(20)), [1, 2], list(range(24))], model.config.pad)
+    idx, lengths = gpt.pad([list(range(20)), [1, 2], list(range(24)), [3], [4], [5]], model.config.pad)
     model.wte.weight.data[model.config.end] = 0
     answers, after = gpt.generate(model, idx, lengths, 50)
     assert answers.shape[1] <= model.config.block_size and after[2] == 24 and int(after.max()) == 24
@@ -141,7 +141,7 @@ def test_bad_checkpoints_are_one_sentence(tmp_path, config):
         gpt.load(path, hint="run python gpt.py first")
     tokenizer = Tokenizer(train(["abc"], 260))
     good = gpt.checkpoint(gpt.GPT(gpt.GPTConfig(260, 8, 1, 1, 8)), tokenizer)
-    for content in (b"", b"no checkpoint", good[:len(good) // 2]):
+    for content in (b"", b".", b"q", b"no checkpoint", good[:len(good) // 2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a checkpoint that can be read"):
             gpt.load(path)

@@ -110,8 +110,10 @@ def test_help_explains_every_knob(stage):
 
 
 def test_importing_does_nothing():
-    result = python("-c", "import gpt, sft, reward, ppo, torch; print(torch.initial_seed() == torch.random.default_generator.initial_seed())")
-    assert result.returncode == 0 and result.stdout == "True\n" and result.stderr == ""
+    code = ("import random, torch; before = random.getstate(), torch.get_rng_state(); import gpt, sft, reward, ppo; "
+            "print(before[0] == random.getstate(), torch.equal(before[1], torch.get_rng_state()))")
+    result = python("-c", code)
+    assert result.returncode == 0 and result.stdout == "True True\n" and result.stderr == ""
 
 
 @pytest.mark.parametrize("command, said", [
@@ -123,6 +125,8 @@ def test_importing_does_nothing():
     (["gpt.py", "--step", "3"], "there is no flag --step"),
     (["gpt.py", "--steps", "many"], "invalid int value"),
     (["reward.py", "--k", "10"], "--k must be between 2 and 9"),
+    (["sft.py", "--lr", "-1"], "--lr must be at least 0"),
+    (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
     (["gpt.py", "--device", "cuda:7"], "--device cuda:7 can not be used here"),
     (["gpt.py", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
     (["gpt.py", "--out", "/dev/null/x"], "can not make the folder"),
