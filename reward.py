@@ -172,8 +172,8 @@ def train(cfg):
                          for split, n in (("train", cfg.prompts), ("test", cfg.test_prompts))]
         formats.write_jsonl(run.path("comparisons.jsonl"), [{k: v for k, v in r.items() if k != "gold"} for r in records])
     examples = [e for r in records if (e := encode(tokenizer, r, block_size))]
-    test = [r for r in test if encode(tokenizer, r, block_size)]
-    test_examples = [encode(tokenizer, r, block_size) for r in test]
+    held_out = [(r, e) for r in test if (e := encode(tokenizer, r, block_size))]
+    test, test_examples = [r for r, _ in held_out], [e for _, e in held_out]
     print(f"reward: {len(examples):,} ranked prompts after {run.seconds:.0f} s; "
           f"{len(records) - len(examples)} do not fit in {block_size} tokens", flush=True)
     if not examples or not test:

@@ -66,8 +66,9 @@ def train(cfg):
         valid = almanac.demonstrations("valid", 500, cfg.seed)
         formats.write_jsonl(run.path("demonstrations.jsonl"), records)
     block_size = model.config.block_size
-    shown = [r for r in valid if encode(tokenizer, r, block_size)][:5]
-    examples, valid = [[e for r in rs if (e := encode(tokenizer, r, block_size))] for rs in (records, valid)]
+    examples = [e for r in records if (e := encode(tokenizer, r, block_size))]
+    held_out = [(r, e) for r in valid if (e := encode(tokenizer, r, block_size))]
+    shown, valid = [r for r, _ in held_out[:5]], [e for _, e in held_out]
     print(f"sft: {len(examples):,} demonstrations; {len(records) - len(examples)} do not fit in {block_size} tokens",
           flush=True)
     if not examples or not valid:

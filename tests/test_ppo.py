@@ -1,7 +1,6 @@
 """The equations of PPO against sums written out by hand, and the loop's first step."""
 
 import copy
-import math
 
 import pytest
 import torch
