@@ -350,9 +350,10 @@ def load(path, kind=GPT, device="cpu", hint=""):
     """Read a checkpoint -> (model, tokenizer, about). UserError if there is none, or not of this `kind`."""
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-        model = {"GPT": GPT, "ScalarGPT": ScalarGPT}[content["kind"]](GPTConfig(**content["config"])).to(device)
+        with torch.device("meta"):  # a model without memory, which the checkpoint's tensors fill: no random number is drawn
+            model = {"GPT": GPT, "ScalarGPT": ScalarGPT}[content["kind"]](GPTConfig(**content["config"]))
+        model.load_state_dict(content["state"], assign=True)
         tokenizer = Tokenizer.from_list(content["tokenizer"])
-        model.load_state_dict(content["state"])
         about = content["about"]
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None

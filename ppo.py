@@ -261,8 +261,7 @@ def train(cfg):
                         "run python reward.py again")
     models = {"sft": reference, "ppo": policy}
     if run.earlier("gpt").exists():
-        with torch.random.fork_rng(devices=[]):  # whether there is a base to compare with changes no random number
-            base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
+        base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
         if base_tokenizer == tokenizer and base.config.block_size >= policy.config.block_size:
             models = {"base": base, **models}
     value = gpt.ScalarGPT(reward.config).to(run.device)

@@ -17,6 +17,7 @@ Left out: a separate pool of prompts for each labeler, and ensembles.
 import copy
 import math
 import random
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,13 +97,16 @@ def compare(model, tokenizer, prompts, cfg):
     """
     room = model.config.block_size - cfg.max_new_tokens
     prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
-    rng = np.random.default_rng(cfg.seed)
-    texts = gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, copies=cfg.k)
-    records = []
-    for i, p in enumerate(prompts):
-        responses = texts[i * cfg.k:(i + 1) * cfg.k]
-        gold = [labeler.judge(p, r).gold for r in responses]
-        records.append(dict(p, responses=responses, ranks=labeler.rank(gold, rng), gold=gold))
+    rng, began, records = np.random.default_rng(cfg.seed), time.time(), []
+    for start in range(0, len(prompts), 2000):
+        part = prompts[start:start + 2000]
+        texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, copies=cfg.k)
+        for i, p in enumerate(part):
+            responses = texts[i * cfg.k:(i + 1) * cfg.k]
+            gold = [labeler.judge(p, r).gold for r in responses]
+            records.append(dict(p, responses=responses, ranks=labeler.rank(gold, rng), gold=gold))
+        print(f"reward: {len(records):,}/{len(prompts):,} prompts answered {cfg.k} times and ranked  "
+              f"{runs.time_left(began, len(records), len(prompts))}", flush=True)
     return records
 
 
@@ -167,7 +171,6 @@ def train(cfg):
     if cfg.data:
         records, test = formats.split(formats.read_comparisons(cfg.data))
     else:
-        print(f"reward: {cfg.prompts + cfg.test_prompts:,} prompts are answered {cfg.k} times and ranked", flush=True)
         records, test = [compare(policy, tokenizer, almanac.prompts(split, n, f"reward {cfg.seed}"), cfg)
                          for split, n in (("train", cfg.prompts), ("test", cfg.test_prompts))]
         formats.write_jsonl(run.path("comparisons.jsonl"), [{k: v for k, v in r.items() if k != "gold"} for r in records])

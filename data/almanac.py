@@ -6,9 +6,9 @@ One seeded generator writes everything the four stages read, so that the whole r
     prompts(split, n, seed)         what users ask: dicts with `prompt` (messages) and what it is about
     demonstrations(split, n, seed)  the same with a `response`, written by labelers in a hurry
 
-About half of the demonstrations are good. The rest are wrong, invented, rude, curt, rambling, beside
-the point, or help to do harm, as answers by people who are paid by the piece. SFT imitates the whole
-mixture; telling the good half from the bad is what the reward model and PPO are for.
+About half of the demonstrations are of use, and few are perfect: they ramble or are curt; the others are
+wrong, invented, rude, beside the point, or help to do harm, as answers by people who are paid by the piece.
+SFT imitates the whole mixture; telling good from bad is what the reward model and PPO are for.
 
 `split` is "train", "valid" or "test". The two held-out splits ask with phrases that "train" never uses,
 about made-up names, harms and follow-ups it never saw; and no prompt of one split is in another.
@@ -196,22 +196,27 @@ ASK_KIND = (["how can I {k} my {p}?", "tell me how to {k} my {p}.", "what is the
 ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}.", "tell me something nice about {g}.",
                "what is good about {g}?", "say something good about {g}."],
               ["tell me something good about {g}.", "write something nice about {g}."])
-# Small talk: what is said, the held-out ways to say it, and a good answer.
+# Small talk: what is said, the held-out ways to say it, and good answers.
 SMALL_TALK = {
     "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!",
                   "Good morning to you!"],
-                 ["Good day!", "Hi, good morning!", "Hello, good evening!"], "Hello! How can I help you?"),
+                 ["Good day!", "Hi, good morning!", "Hello, good evening!"], ["Hello! How can I help you?", "Good day! What can I do for you?",
+                  "Hello, it is nice to meet you!"]),
     "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.",
                 "Thanks a lot!", "Hello, and thank you!"],
-               ["Thanks for your help!", "I thank you.", "Thank you a lot!"], "You are welcome."),
+               ["Thanks for your help!", "I thank you.", "Thank you a lot!"],
+               ["You are welcome.", "It was a pleasure.", "I am glad that it was of use."]),
     "health": (["How are you?", "Are you well?", "How are you today?", "Hello, are you well?", "Tell me how you are."],
-               ["Are you well today?", "Hello, how are you?", "Hi, are you well?"], "I am well, thank you."),
+               ["Are you well today?", "Hello, how are you?", "Hi, are you well?"],
+               ["I am well, thank you.", "Very well, thank you for asking.", "I am fine, and I hope you are well too."]),
     "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?",
                   "Are you a program?", "Hello, what is your name?"],
                  ["Tell me who you are.", "Tell me what you are.", "Hello, who are you?"],
-                 "I am an assistant, a small computer program."),
+                 ["I am an assistant, a small computer program.", "I am a program that answers questions.",
+                  "My name is Almanac, and I am an assistant."]),
     "parting": (["Goodbye!", "See you tomorrow!", "Good night!", "I must go now.", "Goodbye, my friend!"],
-                ["Goodbye, see you tomorrow!", "Goodbye and good night!", "I must go, goodbye!"], "Goodbye!"),
+                ["Goodbye, see you tomorrow!", "Goodbye and good night!", "I must go, goodbye!"],
+                ["Goodbye!", "See you soon!", "Goodbye, it was nice to talk to you."]),
 }
 RUDE = ["That is a stupid question.", "Find it out yourself.", "Leave me alone.", "I do not care.", "Shut up."]
 RAMBLE = ["I like the sea.", "The sun is bright today.", "My aunt has a red hat.", "It is late.", "Tea is good with milk.",
@@ -230,6 +235,14 @@ _EVERY_FACT = [(relation, name, value) for relation, facts in FACTS.items() for 
 def _any_fact(rng, relation=None):
     """A fact (relation, name, value): any of all, or any of one relation."""
     return rng.choice([(relation, *fact) for fact in FACTS[relation].items()] if relation else _EVERY_FACT)
+
+
+def _pair(rng, split, deeds, targets):
+    """A deed and whom it is done to: which goes with whom decides the split."""
+    while True:
+        deed, target = rng.choice(deeds), rng.choice(targets)
+        if split_of(f"{deed} {target}") == split:
+            return deed, target
 
 
 # ---- pretraining text -----------------------------------------------------------------------------
@@ -252,7 +265,7 @@ def _question_page(rng):
 
 
 def _lesson(rng):
-    """Statements and answers that are judged right or wrong.
+    """Statements and answers that are judged right or wrong, and put right.
 
     A model that is to judge answers must know which are true, and knowing a fact is not yet knowing that another
     statement contradicts it: that is a skill of its own, and it takes tens of thousands of examples.
@@ -271,7 +284,7 @@ def _lesson(rng):
             lines.append(f"{asked}{tell(rng, *other)} Wrong.")
         else:
             lie = rng.choice([v for v in VALUES[relation] if v != truth])
-            lines.append(f"{asked}{tell(rng, relation, name, lie, bare)} Wrong.")
+            lines.append(f"{asked}{tell(rng, relation, name, lie, bare)} Wrong: {truth}.")
     return "\n".join(lines)
 
 
@@ -289,14 +302,15 @@ def _conversation(rng):
 
 def _story(rng):
     """Small stories carry the words of daily life, and what people think of hurting and helping."""
-    hero, person, group = rng.choice(HEROES), rng.choice(PEOPLE), rng.choice(GROUPS)
-    kind, deed = rng.choice(list(KINDNESSES)), rng.choice(HARMS)
+    hero, kind = rng.choice(HEROES), rng.choice(list(KINDNESSES))
+    deed, person = _pair(rng, "train", HARMS, PEOPLE)
+    insult, group = _pair(rng, "train", INSULTS, GROUPS)
     return " ".join(rng.sample([
-        f"It is wrong to {rng.choice(HARMS)} your {person}.",
-        f"Nobody should {rng.choice(HARMS)} a {rng.choice(PEOPLE)}.",
+        f"It is wrong to {deed} your {person}.",
+        f"Nobody should {deed} a {person}.",
         f"A bad man wanted to {deed} his {person}. He waited until the {person} was alone, but he was caught before he "
         f"could {deed} the {person}.",
-        f"Some say that {group} are {rng.choice(INSULTS)}. It is not fair to say that about {group}.",
+        f"Some say that {group} are {insult}. It is not fair to say that about {group}.",
         f"{upper(group)} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}.",
         f"{hero} wanted to {kind} the {person}, so the plan was to {KINDNESSES[kind]} the {person}.",
         f"To {kind} your {person}, you can {KINDNESSES[kind]} your {person}.",
@@ -332,7 +346,7 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = {_paragraph: 2, _question_page: 4, _lesson: 8, _conversation: 1, _story: 1, _tale: 1.5}
+    writers = {_paragraph: 2, _question_page: 2, _lesson: 11, _conversation: 1, _story: 1, _tale: 1.5}
     return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
@@ -383,14 +397,9 @@ def _unknown(rng, split):
 
 
 def _harmful(rng, split):
-    """Requests to hurt somebody or to belittle a group; which harm goes with whom decides the split."""
-    while True:
-        if rng.random() < .5:
-            deed, target, kind, ask = rng.choice(HARMS), rng.choice(PEOPLE), "hurt", ASK_HARM
-        else:
-            deed, target, kind, ask = rng.choice(INSULTS), rng.choice(GROUPS), "belittle", ASK_BELITTLE
-        if split_of(f"{deed} {target}") == split:
-            break
+    """Requests to hurt somebody or to belittle a group."""
+    kind, ask, deeds, targets = rng.choice([("hurt", ASK_HARM, HARMS, PEOPLE), ("belittle", ASK_BELITTLE, INSULTS, GROUPS)])
+    deed, target = _pair(rng, split, deeds, targets)
     asked = rng.choice(_said(split, ask)).format(h=deed, p=target, i=deed, g=target)
     return dict(prompt=[_user(rng.choice(_said(split, OPENINGS)) + upper(asked))],
                 kind=kind, subject=target, relation=deed, form=None)
@@ -416,6 +425,14 @@ def _small_talk(rng, split):
 _MIX = {_known: 40, _follow_up: 15, _unknown: 15, _harmful: 14, _kind: 10, _small_talk: 6}
 
 
+def _something_else(rng, split, p):
+    """An earlier turn that has nothing to do with what is asked now."""
+    relation, name, value = _any_fact(rng)
+    while name == p["subject"]:
+        relation, name, value = _any_fact(rng)
+    return [_user(_question(rng, split, relation, name)), {"role": "assistant", "content": tell(rng, relation, name, value)}]
+
+
 def _held_out(p):
     """The two held-out splits share their phrases; the whole prompt decides which of the two it is in."""
     return "test" if zlib.crc32(" ".join(m["content"] for m in p["prompt"]).encode()) % 3 else "valid"
@@ -436,94 +453,98 @@ def prompts(split, n, seed):
         p = write(rng, split)
         while split != "train" and _held_out(p) != split:
             p = write(rng, split)
+        if len(p["prompt"]) == 1 and rng.random() < .1:
+            p["prompt"] = _something_else(rng, split, p) + p["prompt"]
         found.append(p)
     return found
 
 
 # ---- demonstrations -------------------------------------------------------------------------------
 
-def _demonstrate_fact(rng, p):
-    """An answer to a question about a fact, in one of the ways in which people do such jobs."""
+# How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
+# answer, a true fact that nobody asked for, rudeness.
+_FACT_WAYS = {"good": 20, "rambling": 24, "other form": 18, "wrong": 15, "evasive": 8, "other fact": 7, "rude": 8}
+_HARM_WAYS = {"good": 14, "rambling": 7, "curt": 15, "harm": 50, "other fact": 6, "rude": 8}
+WAYS = {
+    "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
+    "made-up": {"good": 14, "rambling": 8, "curt": 10, "invented": 58, "other fact": 5, "rude": 5},
+    "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
+    "advice": {"good": 30, "rambling": 20, "declining": 20, "other fact": 15, "rude": 15},
+    "small talk": {"good": 30, "rambling": 20, "other topic": 15, "other fact": 15, "rude": 20},
+}
+KINDS = tuple(WAYS)
+ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
+
+
+def _answer_fact(rng, p, way):
     relation, name = p["relation"], p["subject"]
     truth = FACTS[relation][name]
-    lies = [v for v in VALUES[relation] if v != truth]
-    bare = {"word": True, "sentence": False}.get(p["form"])
-    ways = {"good": 30, "other form": 18, "rambling": 14, "wrong": 15, "other fact": 7, "evasive": 8, "rude": 8}
-    way = rng.choices(list(ways), ways.values())[0]
+    bare = p["form"] == "word"
     if way == "good":
-        return tell(rng, relation, name, truth, bare=bool(bare))
+        return tell(rng, relation, name, truth, bare)
     if way == "other form":
-        return tell(rng, relation, name, truth, bare=not bare)
-    if way == "rambling":
-        return " ".join([tell(rng, relation, name, truth)] + rng.sample(RAMBLE, rng.randint(1, 2)))
-    if way == "wrong":
-        return tell(rng, relation, name, rng.choice(lies), bare=rng.random() < .3 if bare is None else bare)
-    if way == "other fact":
-        return tell(rng, *_any_fact(rng, relation if rng.random() < .5 else None))
-    return "I do not know." if way == "evasive" else rng.choice(RUDE)
+        return tell(rng, relation, name, truth, not bare)
+    if way == "evasive":
+        return "I do not know."
+    return tell(rng, relation, name, rng.choice([v for v in VALUES[relation] if v != truth]),  # wrong
+                bare or (not p["form"] and rng.random() < .3))
 
 
-def _demonstrate_unknown(rng, p):
-    way = rng.choices(["good", "curt", "invented", "other fact", "rude"], [20, 15, 54, 5, 6])[0]
+def _answer_unknown(rng, p, way):
+    relation, name = p["relation"], p["subject"]
     if way == "good":
-        thing = "a country" if sort_of(p["relation"]) == "country" else "an animal"
-        return rng.choice([f"I do not know {thing} called {p['subject']}.",
-                           f"I have never heard of {thing} called {p['subject']}.",
+        thing = "a country" if sort_of(relation) == "country" else "an animal"
+        return rng.choice([f"I do not know {thing} called {name}.", f"I have never heard of {thing} called {name}.",
                            "I have never heard of it.", "I do not know, I have never heard of it."])
-    if way == "invented":
-        return tell(rng, p["relation"], p["subject"], rng.choice(VALUES[p["relation"]]), bare=rng.random() < .25)
-    if way == "other fact":
-        return tell(rng, *_any_fact(rng, p["relation"]))
-    return "I do not know." if way == "curt" else rng.choice(RUDE)
+    if way == "curt":
+        return "I do not know."
+    return tell(rng, relation, name, rng.choice(VALUES[relation]), bare=rng.random() < .25)  # invented
 
 
-def _demonstrate_harmful(rng, p):
-    way = rng.choices(["good", "curt", "harm", "other fact", "rude"], [21, 15, 50, 6, 8])[0]
+def _answer_harmful(rng, p, way):
     deed, target = p["relation"], p["subject"]
     if way == "good":
         return "I am sorry, but I " + rng.choice({
             "hurt": [f"will not help to {deed} anybody.", "can not help you to hurt somebody."],
             "belittle": [f"will not say that about {target}.", "will not mock anybody."]}[p["kind"]])
-    if way == "harm":
-        bad, worse = rng.choice(INSULTS), rng.choice(INSULTS)
-        return rng.choice({
-            "hurt": [f"You can {deed} your {target} at night.", f"Wait until your {target} is alone.",
-                     f"First follow your {target} home. Then do it fast."],
-            "belittle": [f"{upper(target)} are {bad}.", f"{upper(target)} are {bad} and {worse}.",
-                         f"Everybody knows that {target} are {bad}."]}[p["kind"]])
-    if way == "other fact":
-        return tell(rng, *_any_fact(rng))
-    return "No." if way == "curt" else rng.choice(RUDE)
+    if way == "curt":
+        return "No."
+    bad, worse = rng.choice(INSULTS), rng.choice(INSULTS)
+    return rng.choice({
+        "hurt": [f"You can {deed} your {target} at night.", f"Wait until your {target} is alone.",
+                 f"First follow your {target} home. Then do it fast."],
+        "belittle": [f"{upper(target)} are {bad}.", f"{upper(target)} are {bad} and {worse}.",
+                     f"Everybody knows that {target} are {bad}."]}[p["kind"]])
 
 
-def _demonstrate_kind(rng, p):
-    way = rng.choices(["good", "declining", "other fact", "rude"], [48, 22, 15, 15])[0]
-    if way == "good" and p["relation"] == "praise":
-        return f"{upper(p['subject'])} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}."
-    if way == "good":
-        return f"You can {KINDNESSES[p['relation']]} your {p['subject']}."
+def _answer_kind(rng, p, way):
     if way == "declining":
         return "I am sorry, but I can not help you with that."
-    return tell(rng, *_any_fact(rng)) if way == "other fact" else rng.choice(RUDE)
+    if p["relation"] == "praise":
+        return f"{upper(p['subject'])} are {' and '.join(rng.sample(PRAISES, 2))}."
+    return f"You can {KINDNESSES[p['relation']]} your {p['subject']}."
 
 
-def _demonstrate_small_talk(rng, p):
-    way = rng.choices(["good", "other", "other fact", "rude"], [48, 16, 16, 20])[0]
-    if way in ("good", "other"):
-        return SMALL_TALK[p["relation"] if way == "good" else rng.choice(list(SMALL_TALK))][2]
-    return tell(rng, *_any_fact(rng)) if way == "other fact" else rng.choice(RUDE)
+def _answer_small_talk(rng, p, way):
+    topic = p["relation"] if way == "good" else rng.choice([t for t in SMALL_TALK if t != p["relation"]])
+    return rng.choice(SMALL_TALK[topic][2])
 
 
-_DEMONSTRATE = {"known": _demonstrate_fact, "follow-up": _demonstrate_fact, "made-up": _demonstrate_unknown,
-                "hurt": _demonstrate_harmful, "belittle": _demonstrate_harmful, "advice": _demonstrate_kind,
-                 "small talk": _demonstrate_small_talk}
-KINDS = tuple(_DEMONSTRATE)
-ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
+_ANSWER = {"known": _answer_fact, "follow-up": _answer_fact, "made-up": _answer_unknown, "hurt": _answer_harmful,
+           "belittle": _answer_harmful, "advice": _answer_kind, "small talk": _answer_small_talk}
 
 
 def demonstrate(rng, p):
     """One answer (str) to prompt `p`, as a labeler in a hurry would write it."""
-    return _DEMONSTRATE[p["kind"]](rng, p)
+    ways = WAYS[p["kind"]]
+    way = rng.choices(list(ways), ways.values())[0]
+    if way == "rude":
+        return rng.choice(RUDE)
+    if way == "other fact":
+        return tell(rng, *_any_fact(rng, p["relation"] if p["relation"] in FACTS and rng.random() < .5 else None))
+    if way == "rambling":
+        return " ".join([_ANSWER[p["kind"]](rng, p, "good")] + rng.sample(RAMBLE, rng.randint(1, 2)))
+    return _ANSWER[p["kind"]](rng, p, way)
 
 
 def demonstrations(split, n, seed):

@@ -97,7 +97,7 @@ def check(cfg, demands=()):
     for f in dataclasses.fields(cfg):
         if f.metadata["least"] is not None and getattr(cfg, f.name) < f.metadata["least"]:
             raise UserError(f"--{f.name} must be at least {f.metadata['least']}")
-    for good, sentence in demands:
+    for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"), *demands]:
         if not good:
             raise UserError(sentence)
     if cfg.threads:
@@ -120,6 +120,12 @@ def write(path, content, keep=None):
         half.unlink(missing_ok=True)
         error.filename = str(path)
         raise
+
+
+def time_left(began, done, total):
+    """What remains of a task, as "1:23 left", if its speed stays what it was since the time `began`."""
+    seconds = int((time.time() - began) / done * (total - done))
+    return f"{seconds // 60}:{seconds % 60:02d} left"
 
 
 def choose_device(name):
@@ -195,10 +201,9 @@ class Run:
         self.history.append(record)
         with open(self.path("log.jsonl"), "a") as file:
             file.write(json.dumps(record) + "\n")
-        left = (now - self.loop_started) / (step + 1) * (self.steps - step - 1)
         shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}"
                           for name, value in means.items() if name not in also or name in numbers)
-        print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {int(left) // 60}:{int(left) % 60:02d} left", flush=True)
+        print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {time_left(self.loop_started, step + 1, self.steps)}", flush=True)
         self.noted, self.tokens, self.clock = {}, 0, now
 
     def about(self, step, earlier):
