@@ -32,8 +32,9 @@ from data.runs import UserError, knob
 @dataclass
 class Config(runs.Common):
     init: str = knob("", "SFT checkpoint: who answers, and where the reward model starts (default: sft/ckpt.pt in --out)")
-    prompts: int = knob(12000, "prompts whose answers are ranked", least=1)
+    prompts: int = knob(10000, "prompts whose answers are ranked", least=1)
     k: int = knob(4, "answers for each prompt, 2 to 9")
+    temperature: float = knob(0.7, "of sampling: as in PPO, so that the answers it will judge are like those it has seen")
     max_new_tokens: int = knob(40, "longest answer", least=1)
     steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit", least=0)
     batch: int = knob(32, "prompts a step, each with its K answers", least=1)
@@ -100,7 +101,7 @@ def compare(model, tokenizer, prompts, cfg):
     rng, began, records = np.random.default_rng(cfg.seed), time.time(), []
     for start in range(0, len(prompts), 2000):
         part = prompts[start:start + 2000]
-        texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, copies=cfg.k)
+        texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, cfg.k)
         for i, p in enumerate(part):
             responses = texts[i * cfg.k:(i + 1) * cfg.k]
             gold = [labeler.judge(p, r).gold for r in responses]
@@ -165,7 +166,8 @@ def evaluate(model, records, examples, device):
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
-    run = runs.Run(cfg, "reward", demands=[(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers")])
+    run = runs.Run(cfg, "reward", demands=[(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
+                                            (cfg.temperature > 0, "--temperature must be above 0: equal answers can not be ranked")])
     policy, tokenizer, about = gpt.load(cfg.init or run.earlier("sft"), gpt.GPT, run.device, "run python sft.py first")
     block_size = policy.config.block_size
     if cfg.data:

@@ -27,7 +27,9 @@ class Config(runs.Common):
     demonstrations: int = knob(48000, "demonstrations the almanac's labelers write", least=1)
     steps: int = knob(1400, "optimizer steps", least=1)
     batch: int = knob(32, "demonstrations a step", least=1)
-    lr: float = knob(2e-3, "peak learning rate; warm-up, then cosine to 0", least=0)
+    # 2e-3 imitates as well, but forgets what pretraining taught about true and false statements: the reward model that
+    # starts from it orders 74% of the pairs on known facts right, from 1e-3 85% (seed 1).
+    lr: float = knob(1e-3, "peak learning rate; warm-up, then cosine to 0", least=0)
     weight_decay: float = knob(0.1, "decay of the matrices", least=0)
     save_every: int = knob(500, "steps between two checkpoints", least=1)
 

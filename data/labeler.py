@@ -106,12 +106,12 @@ def sentences(answer):
 def _values(clause, asked):
     """The facts' values that a clause mentions: [(relation, value)]. A lone word is read as an answer to what was asked."""
     words = [w.lower() for w in _WORD.findall(clause)] + re.findall(r"\d+", clause)
-    text, found = " ".join(words), []
+    text, present, found = " ".join(words), set(words), []
     lone = len(words) <= 2
     about = {"legs": "legs" in words, "food": bool({"eat", "eats", "food", "likes", "like"} & set(words))}
     for relation, known in _VALUE_WORDS.items():
         for low, value in known.items():
-            if not re.search(rf"\b{low}\b", text):
+            if low not in (text if " " in low else present):
                 continue
             if relation in about and not about[relation] and not (lone and asked == relation and low != "no"):
                 continue  # "two red hats", "no, thank you" and "bees are insects" are not about legs or food
