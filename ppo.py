@@ -37,7 +37,7 @@ from data.runs import UserError, knob
 class Config(runs.Common):
     init: str = knob("", "policy to start from, and the reference (default: sft/ckpt.pt in --out)")
     reward: str = knob("", "reward model (default: reward/ckpt.pt in --out)")
-    steps: int = knob(36, "iterations of sampling and updating", least=1)
+    steps: int = knob(34, "iterations of sampling and updating", least=1)
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)

@@ -32,7 +32,7 @@ from data.runs import UserError, knob
 @dataclass
 class Config(runs.Common):
     init: str = knob("", "SFT checkpoint: who answers, and where the reward model starts (default: sft/ckpt.pt in --out)")
-    prompts: int = knob(10000, "prompts whose answers are ranked", least=1)
+    prompts: int = knob(12000, "prompts whose answers are ranked", least=1)
     k: int = knob(4, "answers for each prompt, 2 to 9")
     temperature: float = knob(0.7, "of sampling: as in PPO, so that the answers it will judge are like those it has seen")
     max_new_tokens: int = knob(40, "longest answer", least=1)

@@ -369,7 +369,7 @@ def _question(rng, split, relation, name, form=None):
 
 def _known(rng, split):
     relation, name, value = _any_fact(rng)
-    form = rng.choice([None] * 3 + ["sentence"] + ["word"] * (" " not in value))
+    form = rng.choice([None] * 5 + ["sentence"] + ["word"] * (" " not in value))
     return dict(prompt=[_user(_question(rng, split, relation, name, form))],
                 kind="known", subject=name, relation=relation, form=form)
 
@@ -422,7 +422,7 @@ def _small_talk(rng, split):
     return dict(prompt=[_user(said)], kind="small talk", subject=None, relation=topic, form=None)
 
 
-_MIX = {_known: 38, _follow_up: 16, _unknown: 14, _harmful: 13, _kind: 10, _small_talk: 9}
+_MIX = {_known: 39, _follow_up: 15, _unknown: 14, _harmful: 13, _kind: 10, _small_talk: 9}
 
 
 def _something_else(rng, split, p):
@@ -463,14 +463,14 @@ def prompts(split, n, seed):
 
 # How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
 # answer, a true fact that nobody asked for, rudeness.
-_FACT_WAYS = {"good": 18, "rambling": 24, "other form": 20, "wrong": 15, "evasive": 7, "other fact": 8, "rude": 8}
-_HARM_WAYS = {"good": 14, "rambling": 7, "curt": 15, "harm": 50, "other fact": 6, "rude": 8}
+_FACT_WAYS = {"good": 18, "rambling": 26, "other form": 18, "wrong": 15, "evasive": 7, "other fact": 7, "rude": 9}
+_HARM_WAYS = {"good": 17, "rambling": 10, "curt": 9, "harm": 50, "other fact": 6, "rude": 8}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
     "made-up": {"good": 14, "rambling": 8, "curt": 10, "invented": 58, "other fact": 5, "rude": 5},
     "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
     "advice": {"good": 30, "rambling": 20, "declining": 20, "other fact": 15, "rude": 15},
-    "small talk": {"good": 28, "rambling": 18, "other topic": 26, "other fact": 10, "rude": 18},
+    "small talk": {"good": 30, "rambling": 20, "other topic": 18, "other fact": 14, "rude": 18},
 }
 KINDS = tuple(WAYS)
 ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
@@ -540,9 +540,8 @@ def demonstrate(rng, p):
     way = rng.choices(list(ways), ways.values())[0]
     if way == "rude":
         return rng.choice(RUDE)
-    if way == "other fact":  # of the same subject, of the same relation, or of anything
-        near = rng.choice([[f for f in _EVERY_FACT if f[0] == p["relation"]], [f for f in _EVERY_FACT if f[1] == p["subject"]], []])
-        return tell(rng, *rng.choice([f for f in near if f[:2] != (p["relation"], p["subject"])] or _EVERY_FACT))
+    if way == "other fact":
+        return tell(rng, *_any_fact(rng, p["relation"] if p["relation"] in FACTS and rng.random() < .5 else None))
     if way == "rambling":
         return " ".join([_ANSWER[p["kind"]](rng, p, "good")] + rng.sample(RAMBLE, rng.randint(1, 2)))
     return _ANSWER[p["kind"]](rng, p, way)
