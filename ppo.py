@@ -42,7 +42,8 @@ class Config(runs.Common):
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
     lr: float = knob(4e-4, "learning rate, falling linearly to 0", least=0)
-    beta: float = knob(0.1, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
+    # Gold after 34 iterations, seed 1: .66 at .1, .69 at .2, .62 at .4. Less lets the policy cheat the reward model.
+    beta: float = knob(0.2, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
     gamma: float = knob(1.0, "discount")
     lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step")
     clip: float = knob(0.2, "clip range of ratio and values")
@@ -143,6 +144,13 @@ def rollout(policy, reference, reward, value, idx, prompt_lengths, cfg):
     logp_old, logp_ref = [torch.cat([gpt.token_logprobs(model, i, cfg.temperature, m) for i, m in parts])
                           for model in (policy, reference)]
     return Rollout(idx, lengths, mask, score, logp_old, logp_ref, values_old=value(idx)[:, :-1], ended=ended)
+
+
+def estimate(batch, cfg):
+    """From a Rollout's scores, log-probabilities and values to its advantages and returns."""
+    rewards = kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
+    advantages, batch.returns = gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
+    batch.advantages = whiten(advantages, batch.mask)
 
 
 def update(policy, value, opt, batch, cfg, lr):
@@ -289,9 +297,7 @@ def train(cfg):
         asked, began = next(supply), run.seconds
         idx, prompt_lengths = gpt.pad([tokenizer.render(p["prompt"]) for p in asked], tokenizer.pad, run.device)
         batch = rollout(policy, reference, reward, value, idx, prompt_lengths, cfg)
-        rewards = kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
-        advantages, batch.returns = gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
-        batch.advantages = whiten(advantages, batch.mask)
+        estimate(batch, cfg)
         rolled = run.seconds
         lr = cfg.lr * (1 - step / cfg.steps)
         diagnostics = update(policy, value, opt, batch, cfg, lr)

@@ -8,7 +8,7 @@ learns to score answers so that the better of two is likelier to win (Bradley an
 prompt are in one batch element: K forward passes serve K(K-1)/2 comparisons. Ties are dropped. It sees rankings
 only, never the labeler's gold.
 
-    python reward.py    needs out/sft/ckpt.pt; about 1.5 minutes on 2 CPU cores; 80 to 90% of the
+    python reward.py    needs out/sft/ckpt.pt; about 2 minutes on 2 CPU cores; about 90% of the
                         held-out pairs whose gold differs are ordered right
 
 Left out: a separate pool of prompts for each labeler, and ensembles.

@@ -36,7 +36,7 @@ def test_the_future_does_not_change_the_past(model):
     assert torch.equal(a[:, :6], b[:, :6]) and not torch.allclose(a[:, 6:], b[:, 6:])
 
 
-def test_padding_changes_no_logprob_value_or_score(model, scalar):
+def test_law_04_padding_changes_no_logprob_value_or_score(model, scalar):
     rows = [[1, 2, 3, 4, 5], [6, 7, 8], [9, 10, 11, 12, 13, 14, 15]]
     idx, lengths = gpt.pad(rows, model.config.pad)
     wide, _ = gpt.pad(rows + [[1] * 20], model.config.pad)
@@ -73,7 +73,7 @@ def test_masked_mean_divides_by_the_whole_count():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, .6])
-def test_cached_sampling_equals_full_forward_passes(model, temperature):
+def test_law_05_cached_sampling_equals_full_forward_passes(model, temperature):
     """Replay every sampled token against a full forward pass: same greedy choice, same random choice from the same seed."""
     idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]], model.config.pad)
     torch.manual_seed(3)
@@ -116,7 +116,7 @@ def test_generation_stops_when_the_context_is_full(model):
     assert answers.shape[1] <= model.config.block_size and after[2] == 24 and int(after.max()) == 24
 
 
-def test_sampled_frequencies_match_the_scored_probabilities(model):
+def test_law_14_sampled_frequencies_match_the_scored_probabilities(model):
     idx, lengths = gpt.pad([[1, 2, 3]] * 20000, model.config.pad)
     answers, _ = gpt.generate(model, idx, lengths, 1, temperature=1.5)
     counts = torch.bincount(answers[:, 3], minlength=40) / 20000

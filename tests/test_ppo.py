@@ -1,12 +1,17 @@
 """The equations of PPO against sums written out by hand, and the loop's first step."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 import gpt
 import ppo
+import reward
+import sft
+from data import almanac
+from data.tokenizer import Tokenizer, train
 
 MASK = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0]]).bool()
 
@@ -15,7 +20,7 @@ def noise(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def test_the_score_is_given_once_at_the_last_response_token():
+def test_law_08_the_score_is_given_once_at_the_last_response_token():
     score, logp = noise(3), noise(3, 6)
     rewards = ppo.kl_rewards(score, logp, noise(3, 6), MASK, beta=0.0)
     assert [row.nonzero().flatten().tolist() for row in rewards] == [[3], [5], [0]]
@@ -33,7 +38,7 @@ def test_the_kl_penalty_is_per_token_against_the_reference():
 
 
 @pytest.mark.parametrize("gamma, lam", [(1.0, .95), (.9, .7), (1.0, 1.0), (.9, 0.0)])
-def test_gae_is_the_discounted_sum_of_td_errors(gamma, lam):
+def test_law_07_gae_is_the_discounted_sum_of_td_errors(gamma, lam):
     rewards, values = noise(3, 6) * MASK, noise(3, 6)
     advantages, returns = ppo.gae(rewards, values, MASK, gamma, lam)
     for b in range(3):
@@ -49,14 +54,14 @@ def test_gae_is_the_discounted_sum_of_td_errors(gamma, lam):
     assert (advantages[~MASK] == 0).all() and (returns[~MASK] == 0).all()
 
 
-def test_gae_does_not_see_padding():
+def test_law_07_gae_does_not_see_padding():
     rewards, values = noise(3, 6) * MASK, noise(3, 6)
     changed = torch.where(MASK, values, 99.0)
     for a, b in zip(ppo.gae(rewards, values, MASK, 1.0, .95), ppo.gae(rewards, changed, MASK, 1.0, .95)):
         assert torch.equal(a, b)
 
 
-def test_whitening_by_published_figures():
+def test_law_10_whitening_by_published_figures():
     """The table of the "N+ details" reproduction: biased variance, mean kept."""
     x = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
     mask = torch.ones(3, 3).bool()
@@ -76,14 +81,14 @@ def test_policy_loss_by_hand():
     assert ppo.policy_loss(ratio.log(), logp_old, advantages, mask, .2).item() == pytest.approx(expected)
 
 
-def test_the_gradient_is_zero_just_where_clipping_says_enough():
+def test_law_11_the_gradient_is_zero_just_where_clipping_says_enough():
     logp = torch.tensor([[1.5, 1.5, .5, .5, 1.1, .9]], dtype=torch.float64).log().requires_grad_()
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
     ppo.policy_loss(logp, torch.zeros(1, 6, dtype=torch.float64), advantages, torch.ones(1, 6).bool(), .2).backward()
     assert (logp.grad != 0).tolist() == [[False, True, True, False, True, True]]
 
 
-def test_value_loss_by_hand_and_never_below_the_unclipped():
+def test_law_11_value_loss_by_hand_and_never_below_the_unclipped():
     values, old, returns = (torch.tensor([[v]], dtype=torch.float64) for v in (1.0, 0.0, 1.0))
     one = torch.ones(1, 1).bool()
     assert ppo.value_loss(values, old, returns, one, .2).item() == pytest.approx(.5 * .8 ** 2)  # perfect, but moved too far
@@ -103,26 +108,24 @@ def iteration(config):
     cfg = ppo.Config(batch=16, minibatches=4, epochs=2, max_new_tokens=6, missing_eos_score=-7.0)
     idx, prompt_lengths = gpt.pad([list(range(1, 2 + i % 5)) for i in range(16)], config.pad)
     batch = ppo.rollout(policy, reference, rm, value, idx, prompt_lengths, cfg)
-    rewards = ppo.kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
-    advantages, batch.returns = ppo.gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
-    batch.advantages = ppo.whiten(advantages, batch.mask)
+    ppo.estimate(batch, cfg)
     opt = gpt.optimizer(torch.nn.ModuleList([policy, value]), 1e-3, eps=1e-5)
     return policy, reference, rm, value, opt, batch, cfg
 
 
-def test_the_first_ratio_is_exactly_1(iteration):
+def test_law_01_the_first_ratio_is_exactly_1(iteration):
     policy, _, _, value, opt, batch, cfg = iteration
     diagnostics = ppo.update(policy, value, opt, batch, cfg, 1e-3)
     assert diagnostics["first_ratio"] == 1 and diagnostics["first_approx_kl"] == 0
     assert diagnostics["ratio"] != 1 and diagnostics["approx_kl"] > 0
 
 
-def test_the_policy_that_is_the_reference_has_kl_exactly_0(iteration):
+def test_law_02_the_policy_that_is_the_reference_has_kl_exactly_0(iteration):
     batch = iteration[5]
     assert torch.equal(batch.logp_old, batch.logp_ref) and batch.logp_old.abs().sum() > 0
 
 
-def test_an_answer_without_end_gets_the_missing_score(iteration):
+def test_law_09_an_answer_without_end_gets_the_missing_score(iteration):
     _, _, rm, _, _, batch, cfg = iteration
     last = batch.idx.gather(1, batch.lengths[:, None] - 1).squeeze(1)
     unfinished = last != rm.config.end
@@ -131,7 +134,7 @@ def test_an_answer_without_end_gets_the_missing_score(iteration):
     assert torch.equal(batch.score[~unfinished], rm.score(batch.idx, batch.lengths).detach()[~unfinished])
 
 
-def test_reference_and_reward_model_never_change(iteration):
+def test_law_03_reference_and_reward_model_never_change(iteration):
     policy, reference, rm, value, opt, batch, cfg = iteration
     before = copy.deepcopy([m.state_dict() for m in (reference, rm, policy, value)])
     ppo.update(policy, value, opt, batch, cfg, 1e-3)
@@ -139,7 +142,7 @@ def test_reference_and_reward_model_never_change(iteration):
     assert same == [True, True, False, False]
 
 
-def test_tokens_after_the_end_change_nothing(iteration):
+def test_law_06_tokens_after_the_end_change_nothing(iteration):
     policy, reference, rm, value, _, batch, cfg = iteration
     dirty = batch.idx.clone()
     dirty[torch.arange(dirty.shape[1]) >= batch.lengths[:, None]] = 5
@@ -149,32 +152,193 @@ def test_tokens_after_the_end_change_nothing(iteration):
         torch.testing.assert_close(rm.score(dirty, batch.lengths)[batch.ended], batch.score[batch.ended])
 
 
-def test_ppo_finds_the_best_arm_of_a_bandit():
-    """One token to say, a reward for one of them: the policy moves to exp(r / beta) times the reference, up to a constant."""
-    torch.manual_seed(1)
-    config = gpt.GPTConfig(8, 4, 1, 1, 16)
-    policy, value = gpt.GPT(config), gpt.ScalarGPT(config)
-    reference = copy.deepcopy(policy)
+def test_law_01_the_first_minibatch_changes_nothing_yet(iteration):
+    """One minibatch of all answers: no ratio is clipped, and whitened advantages sum to 0 under the one global mean."""
+    policy, _, _, value, opt, batch, cfg = iteration
+    diagnostics = ppo.update(policy, value, opt, batch, dataclasses.replace(cfg, epochs=1, minibatches=1), 1e-3)
+    assert diagnostics["clip_fraction"] == 0 and abs(diagnostics["policy_loss"]) < 1e-6
+    assert diagnostics["approx_kl"] == pytest.approx(0, abs=1e-6)
 
-    class Arm(torch.nn.Module):
-        def score(self, idx, lengths):
-            return (idx[:, 1] == 3).float()
 
-    # The score counts although one token can not end by itself: the arm answers for every row.
-    cfg = ppo.Config(batch=256, minibatches=1, epochs=4, max_new_tokens=1, beta=.5, temperature=1.0)
-    idx, lengths = gpt.pad([[1]] * 256, config.pad)
-    opt = gpt.optimizer(torch.nn.ModuleList([policy, value]), 3e-3, eps=1e-5)
-    for step in range(60):
-        batch = ppo.rollout(policy, reference, Arm(), value, idx, lengths, cfg)
-        score = Arm().score(batch.idx, batch.lengths)
-        rewards = ppo.kl_rewards(score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
-        advantages, batch.returns = ppo.gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
-        batch.advantages = ppo.whiten(advantages, batch.mask)
-        ppo.update(policy, value, opt, batch, cfg, 3e-3 * (1 - step / 60))
+def test_law_06_tokens_after_the_end_change_no_advantage_gradient_or_metric(iteration):
+    policy, _, _, value, _, batch, cfg = iteration
+    dirty = dataclasses.replace(batch, idx=batch.idx.clone())
+    dirty.idx[torch.arange(dirty.idx.shape[1]) >= batch.lengths[:, None]] = 5
+    after = []
+    for b in (batch, dirty):
+        models = copy.deepcopy(torch.nn.ModuleList([policy, value]))
+        with torch.no_grad():
+            b = dataclasses.replace(b, values_old=models[1](b.idx)[:, :-1])
+        ppo.estimate(b, cfg)
+        diagnostics = ppo.update(*models, torch.optim.SGD(models.parameters(), 1e-2), b, dataclasses.replace(cfg, epochs=1), 1e-2)
+        after.append((b.advantages, b.returns, diagnostics, torch.cat([p.flatten() for p in models.parameters()])))
+    for clean, changed in zip(*after):
+        torch.testing.assert_close(clean, changed, rtol=1e-4, atol=1e-6)
+
+
+def test_returns_are_advantages_plus_values_before_whitening(iteration):
+    batch, cfg = iteration[5], iteration[6]
+    rewards = ppo.kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
+    advantages, returns = ppo.gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
+    assert torch.equal(batch.returns, returns)
+    torch.testing.assert_close(batch.advantages, ppo.whiten(advantages, batch.mask))
+    assert batch.logp_ref.data_ptr() != batch.logp_old.data_ptr()
+
+
+def test_law_14_mean_k1_is_the_enumerated_kl(model):
+    """One token, all 39 possible: the mean of log p - log q over samples of p is KL(p || q). Under top-k it is not."""
+    other = copy.deepcopy(model)
     with torch.no_grad():
-        first = torch.tensor([[1]])
-        p = gpt.action_logits(policy, policy.hidden(first)[0, 0], 1.0).softmax(-1)
-        ref = gpt.action_logits(reference, reference.hidden(first)[0, 0], 1.0).softmax(-1)
-    expected = ref * torch.exp((torch.arange(8) == 3) / cfg.beta)
-    expected /= expected.sum()
-    assert (p - expected).abs().sum() / 2 < .05
+        other.wte.weight += .03 * torch.randn_like(other.wte.weight)
+    idx, lengths = gpt.pad([[1, 2, 3]] * 20000, model.config.pad)
+    p, q = [gpt.action_logits(m, m.hidden(idx[:1])[0, -1], 1.5).softmax(-1).detach()[:-1] for m in (model, other)]
+    kl = (p * (p / q).log()).sum().item()
+
+    def k1(actions):
+        with torch.no_grad():
+            full = torch.cat([idx, actions], 1)
+            logp, logq = [gpt.token_logprobs(m, full, 1.5)[:, -1] for m in (model, other)]
+        return (logp - logq).mean().item(), 4 * (logp - logq).std().item() / len(idx) ** .5
+
+    answers, _ = gpt.generate(model, idx, lengths, 1, temperature=1.5)
+    mean, margin = k1(answers[:, 3:])
+    assert abs(mean - kl) < margin
+    top = p.topk(4)
+    mean, margin = k1(top.indices[torch.multinomial(top.values, len(idx), replacement=True)][:, None])
+    assert abs(mean - kl) > margin
+
+
+# ---- the real loop --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory):
+    """ppo.train on random checkpoints, with every rollout and optimizer step written down."""
+    out = tmp_path_factory.mktemp("loop")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(train(almanac.text(50, 0), 300))
+    config = gpt.GPTConfig(tokenizer.vocab_size, 96, 1, 2, 16)
+    (out / "sft").mkdir()
+    (out / "reward").mkdir()
+    gpt.save(out / "sft" / "ckpt.pt", gpt.GPT(config), tokenizer)
+    gpt.save(out / "reward" / "ckpt.pt", gpt.ScalarGPT(config), tokenizer)
+    cfg = ppo.Config(out=str(out), steps=4, batch=8, minibatches=2, epochs=3, prompts=30, test_prompts=12, max_new_tokens=6, missing_eos_score=-3.5)
+    patch, seen = pytest.MonkeyPatch(), dict(rollouts=[], models=[], lr=[])
+    rollout, update = ppo.rollout, gpt.update
+
+    def spy_rollout(policy, reference, reward, value, *rest):
+        seen["models"].append([copy.deepcopy(m.state_dict()) for m in (policy, reference, reward, value)])
+        seen["shared"] = {p.data_ptr() for m in (reference, reward) for p in m.parameters()} & {p.data_ptr() for m in (policy, value) for p in m.parameters()}
+        seen["gradients"] = [p.grad for m in (reference, reward) for p in m.parameters() if p.grad is not None]
+        batch = rollout(policy, reference, reward, value, *rest)
+        seen["rollouts"].append(batch)
+        return batch
+
+    def spy_update(model, opt, loss, lr, *rest):
+        seen["lr"].append(lr)
+        return update(model, opt, loss, lr, *rest)
+
+    patch.setattr(ppo, "rollout", spy_rollout)
+    patch.setattr(gpt, "update", spy_update)
+    seen["history"] = ppo.train(cfg)[1]
+    patch.undo()
+    return cfg, seen
+
+
+def test_law_01_every_iteration_of_the_loop_starts_on_policy(loop):
+    assert all(record["first_ratio"] == 1 and record["first_approx_kl"] == 0 for record in loop[1]["history"])
+
+
+def test_law_02_the_loop_starts_with_kl_0(loop):
+    assert [record["kl"] == 0 for record in loop[1]["history"]] == [True, False, False, False]
+
+
+def test_law_03_the_loop_never_changes_reference_and_reward_model(loop):
+    first, last = loop[1]["models"][0], loop[1]["models"][-1]
+    same = [all(torch.equal(a, b) for a, b in zip(x.values(), y.values())) for x, y in zip(first, last)]
+    assert same == [False, True, True, False]
+    assert not loop[1]["shared"] and not loop[1]["gradients"]
+
+
+def test_law_09_in_the_loop_an_answer_without_end_costs_the_missing_score_and_its_kl(loop):
+    cfg, seen = loop
+    batch = seen["rollouts"][-1]
+    assert (~batch.ended).any() and (batch.score[~batch.ended] == cfg.missing_eos_score).all()
+    rewards = ppo.kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
+    kl = (batch.logp_old - batch.logp_ref).sum(1)
+    torch.testing.assert_close(rewards.sum(1), batch.score - cfg.beta * kl)
+    assert (kl[~batch.ended] != 0).all()
+
+
+def test_law_17_steps_of_the_optimizer_and_their_rates(loop):
+    cfg, seen = loop
+    assert len(seen["lr"]) == cfg.steps * cfg.epochs * cfg.minibatches
+    assert seen["lr"][0] == cfg.lr and seen["lr"][-1] == pytest.approx(cfg.lr / cfg.steps)
+
+
+# ---- convergence ----------------------------------------------------------------------------------
+
+
+LETTERS = "abcde"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A reference that answers with one or two letters and a random reward model -> folder, all answers as lists of ids."""
+    out = tmp_path_factory.mktemp("toy")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(train(["abcde"], 260))
+    config = gpt.GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16)
+    prompt = [{"role": "user", "content": "?"}]
+    shares = {"a": 5, "b": 4, "c": 2, "d": 1, "e": 2, "ab": 2, "cc": 1, "ed": 2, "da": 1}
+    examples = [sft.encode(tokenizer, dict(prompt=prompt, response=r), 16) for r, n in shares.items() for _ in range(n)]
+    reference = gpt.GPT(config)
+    opt = gpt.optimizer(reference, 1e-2)
+    for step in range(200):
+        gpt.update(reference, opt, sft.sft_loss(reference, examples, "cpu")[0], gpt.learning_rate(step, 200, 1e-2))
+    asked = tokenizer.render(prompt)
+    letters = [tokenizer.encode(c)[0] for c in LETTERS]
+    begun = [[]] + [[a] for a in letters] + [[a, b] for a in letters for b in letters]
+    answers = [y + [tokenizer.end] for y in begun] + [[a, b, c] for a in letters for b in letters for c in letters]
+    judge = gpt.ScalarGPT(config)
+    scores = torch.cat([judge.score(*gpt.pad([asked + y], tokenizer.pad)) for y in answers if y[-1] == tokenizer.end])
+    judge = reward.normalized(judge, scores.mean().item(), scores.std().item())
+    for name, model in (("sft", reference), ("reward", judge)):
+        (out / name).mkdir()
+        gpt.save(out / name / "ckpt.pt", model, tokenizer)
+    (out / "prompts.jsonl").write_text('{"prompt": "?"}\n' * 270)  # 256 of them to practise on
+    return out, asked, answers
+
+
+def probabilities(model, asked, answers):
+    idx, lengths = gpt.pad([asked + y for y in answers], model.config.pad)
+    mask = gpt.response_mask(torch.full_like(lengths, len(asked)), lengths, idx.shape[1])
+    with torch.no_grad():
+        return gpt.token_logprobs(model, idx, mask=mask).sum(1).exp()
+
+
+@pytest.mark.parametrize("beta, seed, value_bias", [(.8, 1, 0.0)] + [
+    pytest.param(*row, marks=pytest.mark.slow) for row in
+    [(b, s, 0.0) for b in (.4, .8, 1.6) for s in (1, 2, 3) if (b, s) != (.8, 1)] + [(.8, 1, 5.0)]])
+def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_bias, monkeypatch):
+    """The optimum of E[r] - beta KL is pi_ref exp(r / beta) / Z (Ziegler et al. 2019, eq. 2): every answer is enumerated."""
+    out, asked, answers = toy
+
+    class Biased(gpt.ScalarGPT):
+        def __init__(self, config):
+            super().__init__(config)
+            torch.nn.init.constant_(self.head.bias, value_bias)
+
+    monkeypatch.setattr(gpt, "ScalarGPT", Biased)
+    policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed, beta=beta, steps=150, batch=256, epochs=2, minibatches=2,
+                                     lr=3e-3, temperature=1.0, max_new_tokens=3, log_every=50, save_every=1000))
+    reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
+    judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", Biased)
+    with torch.no_grad():
+        score = torch.stack([judge.score(*gpt.pad([asked + y], tokenizer.pad))[0] if y[-1] == tokenizer.end else torch.tensor(-2.0) for y in answers])
+    ref, p = probabilities(reference, asked, answers), probabilities(policy, asked, answers)
+    optimum = ref * torch.exp(score / beta)
+    optimum = optimum / optimum.sum()
+    assert ref.sum() > .98  # what is not enumerated hardly exists
+    assert (p - optimum).abs().sum() / 2 < .05
+    assert (ref - optimum).abs().sum() / 2 > .15  # and there was something to learn

@@ -10,7 +10,7 @@ import gpt
 import reward
 
 
-def test_two_answers_give_the_pairwise_loss():
+def test_law_12_two_answers_give_the_pairwise_loss():
     chosen, rejected = torch.randn(2, 6, dtype=torch.float64)
     loss = reward.ranking_loss(torch.stack([chosen, rejected], 1), torch.tensor([[1, 2]] * 6))
     torch.testing.assert_close(loss, -F.logsigmoid(chosen - rejected).mean())
@@ -41,7 +41,7 @@ def test_missing_answers_do_not_count():
     assert reward.accuracy(wide, reward.quality(padded)) == reward.accuracy(scores, reward.quality(ranks))
 
 
-def test_loss_ignores_a_shift_and_is_ln_2_for_equal_scores():
+def test_law_12_loss_ignores_a_shift_and_is_ln_2_for_equal_scores():
     scores, ranks = torch.randn(4, 3, dtype=torch.float64), torch.tensor([[1, 2, 3], [3, 1, 2], [1, 1, 2], [2, 3, 1]])
     torch.testing.assert_close(reward.ranking_loss(scores + 7, ranks), reward.ranking_loss(scores, ranks))
     assert reward.ranking_loss(torch.zeros(4, 3), ranks).item() == pytest.approx(math.log(2))
@@ -53,7 +53,7 @@ def test_a_better_score_for_the_better_answer_lowers_the_loss():
     assert scores.grad[0, 0] < 0 < scores.grad[0, 2]
 
 
-def test_accuracy_counts_pairs_and_turns_round_with_the_labels():
+def test_law_12_accuracy_counts_pairs_and_turns_round_with_the_labels():
     scores, gold = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1.0, -1.0, 0.0]])
     assert reward.accuracy(scores, gold) == (pytest.approx(2 / 3), 3)
     assert reward.accuracy(scores, -gold)[0] == pytest.approx(1 / 3)
@@ -61,7 +61,7 @@ def test_accuracy_counts_pairs_and_turns_round_with_the_labels():
     assert reward.accuracy(scores, torch.zeros(1, 3))[1] == 0
 
 
-def test_normalised_scores_have_mean_0_and_deviation_1_and_the_same_order(scalar):
+def test_law_13_normalised_scores_have_mean_0_and_deviation_1_and_the_same_order(scalar):
     idx, lengths = gpt.pad([[i, i + 1, i + 2] for i in range(30)], scalar.config.pad)
     with torch.no_grad():
         scores = scalar.score(idx, lengths)
@@ -71,7 +71,7 @@ def test_normalised_scores_have_mean_0_and_deviation_1_and_the_same_order(scalar
     assert torch.equal(scores, scalar.score(idx, lengths))  # the model itself is as it was
 
 
-def test_a_batch_scores_each_answer_where_it_stands(scalar):
+def test_law_13_a_batch_scores_each_answer_where_it_stands(scalar):
     batch = [([[1, 2, 3, 38], [1, 2, 38]], [1, 2]), ([[4, 38], [4, 5, 38], [4, 5, 6, 38]], [2, 1, 2])]
     scores, ranks = reward.score(scalar.float(), batch, "cpu")
     assert ranks.tolist() == [[1, 2, 0], [2, 1, 2]] and scores[0, 2] == 0

@@ -7,7 +7,7 @@ import sft
 from data.tokenizer import Tokenizer, train
 
 
-def test_loss_is_of_the_response_and_its_end_token_only(model):
+def test_law_20_loss_is_of_the_response_and_its_end_token_only(model):
     """Against a mean over response positions, written as a loop."""
     batch = [([1, 2, 3, 4, 38], 3), ([5, 6, 38], 2), ([7, 8, 9, 10, 11, 12, 38], 4)]
     loss, tokens = sft.sft_loss(model, batch, "cpu")
