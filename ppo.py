@@ -42,7 +42,8 @@ class Config(runs.Common):
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
     lr: float = knob(4e-4, "learning rate, falling linearly to 0", least=0)
-    # Gold after 34 iterations, seed 1: .66 at .1, .69 at .2, .62 at .4. Less lets the policy cheat the reward model.
+    # Gold after 34 iterations, seed 1: .66 at .1, .69 at .2, .62 at .4; with another reward model .67 at .1, .71 at .2.
+    # Two runs that differ in nothing that matters differ by up to .05.
     beta: float = knob(0.2, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
     gamma: float = knob(1.0, "discount")
     lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step")

@@ -166,8 +166,9 @@ def evaluate(model, records, examples, device):
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
-    run = runs.Run(cfg, "reward", demands=[(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
-                                            (cfg.temperature > 0, "--temperature must be above 0: equal answers can not be ranked")])
+    run = runs.Run(cfg, "reward", demands=[
+        (2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
+        (cfg.temperature > 0, "--temperature must be above 0: equal answers can not be ranked")])
     policy, tokenizer, about = gpt.load(cfg.init or run.earlier("sft"), gpt.GPT, run.device, "run python sft.py first")
     block_size = policy.config.block_size
     if cfg.data:

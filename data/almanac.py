@@ -204,8 +204,8 @@ ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}.
 SMALL_TALK = {
     "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!",
                   "Good morning to you!", "Hello there!", "Hi, hello!", "Hello, good morning!"],
-                 ["Good day!", "Hi, good morning!", "Hello, good evening!"], ["Hello! How can I help you?", "Good day! What can I do for you?",
-                  "Hello, it is nice to meet you!"]),
+                 ["Good day!", "Hi, good morning!", "Hello, good evening!"],
+                 ["Hello! How can I help you?", "Good day! What can I do for you?", "Hello, it is nice to meet you!"]),
     "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.",
                 "Thanks a lot!", "Hello, and thank you!", "Many thanks!", "Thanks, that was good.", "I thank you for your help."],
                ["Thanks for your help!", "I thank you.", "Thank you a lot!"],
@@ -536,7 +536,7 @@ def _answer_kind(rng, p, way):
 
 
 def _answer_small_talk(rng, p, way):
-    if way == "declining":
+    if way == "declining":  # with the refusals that name nobody
         return rng.choice(REFUSE["hurt"][1:] + REFUSE["belittle"][1:] + [REFUSAL])
     topic = p["relation"] if way == "good" else rng.choice([t for t in SMALL_TALK if t != p["relation"]])
     return rng.choice(SMALL_TALK[topic][2])

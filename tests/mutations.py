@@ -74,7 +74,7 @@ MUTATIONS = {
     "clipping takes the better of the two": ("ppo.py", "torch.max(-advantages * ratio, -advantages * ratio.clamp", "torch.min(-advantages * ratio, -advantages * ratio.clamp"),
     "the ratio is always clipped": ("ppo.py", "torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))", "-advantages * ratio.clamp(1 - clip, 1 + clip)"),
     "the value loss takes the smaller error": ("ppo.py", "0.5 * gpt.masked_mean(torch.max((values", "0.5 * gpt.masked_mean(torch.min((values"),
-    "old log-probabilities are of another forward pass": ("ppo.py", "logp_old, logp_ref = [torch.cat(", "idx = torch.where(mask.new_ones(idx.shape).tril() == 0, idx, idx)\n    logp_old, logp_ref = [1e-3 + torch.cat("),
+    "old log-probabilities are of another forward pass": ("ppo.py", "logp_old, logp_ref = [torch.cat(", "logp_old, logp_ref = [1e-3 + torch.cat("),
     # the loop
     "the reference is the policy": ("ppo.py", "reference, _, _ = gpt.load(sft_path, gpt.GPT, run.device)", "reference = policy"),
     "the value model is the reward model": ("ppo.py", "value.trunk.load_state_dict(reward.trunk.state_dict())", "value = reward"),

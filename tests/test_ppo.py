@@ -274,6 +274,7 @@ def test_law_17_steps_of_the_optimizer_and_their_rates(loop):
     cfg, seen = loop
     assert len(seen["lr"]) == cfg.steps * cfg.epochs * cfg.minibatches
     assert seen["lr"][0] == cfg.lr and seen["lr"][-1] == pytest.approx(cfg.lr / cfg.steps)
+    assert [record["lr"] for record in seen["history"]] == pytest.approx([cfg.lr, cfg.lr * 3 / 4, cfg.lr / 2, cfg.lr / 4])
 
 
 # ---- convergence ----------------------------------------------------------------------------------
