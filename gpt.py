@@ -223,9 +223,13 @@ def response_mask(prompt_lengths, lengths, T):
     return (token >= prompt_lengths[:, None]) & (token < lengths[:, None])
 
 
-def masked_mean(x, mask):
-    """Mean of x where mask is true, over the whole batch, not per row."""
-    return (x * mask).sum() / mask.sum()
+def masked_mean(x, mask, count=None):
+    """Mean of x where mask is true, over the whole batch, not per row.
+
+    If x is only a part of the batch, `count` is how many the mask marks in all of it, so that the means of the parts add
+    up to the mean of the whole; a mean of the parts' own means would weigh the tokens of a short part more.
+    """
+    return (x * mask).sum() / (mask.sum() if count is None else count)
 
 
 @torch.no_grad()
@@ -319,10 +323,15 @@ def learning_rate(step, steps, lr, warmup=0, floor=0.0):
     return lr * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def update(model, opt, loss, lr, clip=1.0):
-    """One step of gradient descent with the gradient's norm clipped. Returns the norm before clipping."""
+def update(model, opt, losses, lr, clip=1.0):
+    """One step of gradient descent on a sum of losses, with the gradient's norm clipped. Returns the norm before clipping.
+
+    losses: an iterable of scalars. A generator makes each when the graph of the one before is gone: the micro-batches
+    of a batch that does not fit in memory.
+    """
     opt.zero_grad(set_to_none=True)
-    loss.backward()
+    for loss in losses:
+        loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     for group in opt.param_groups:
         group["lr"] = lr
@@ -393,11 +402,22 @@ class Config(runs.Common):
     max_new_tokens: int = knob(40, "with --chat: longest answer", least=1)
 
 
+def one_stream(documents, tokenizer, device):
+    """The ids of all documents in a 1-D tensor; <|end|> closes every document."""
+    return torch.tensor([i for d in documents for i in tokenizer.encode(d) + [tokenizer.end]]).to(device)
+
+
+def random_rows(ids, rows, T):
+    """(rows, T) ids that follow each other in a 1-D tensor of ids, each row from a random place."""
+    start = torch.randint(len(ids) - T, (rows, 1), device=ids.device)
+    return ids[start + torch.arange(T, device=ids.device)]
+
+
 @torch.no_grad()
-def evaluate(model, stream_of_ids, batch=32):
+def evaluate(model, ids, batch=32):
     """Mean loss (nats a token) over a 1-D tensor of ids, cut into blocks."""
     T = model.config.block_size
-    blocks = stream_of_ids[:(len(stream_of_ids) - 1) // T * T].view(-1, T)
+    blocks = ids[:(len(ids) - 1) // T * T].view(-1, T)
     return sum(-token_logprobs(model, b).sum().item() for b in blocks.split(batch)) / blocks[:, 1:].numel()
 
 
@@ -413,10 +433,9 @@ def train(cfg):
         seen = set(documents)
         held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
         runs.write(run.path("text.txt"), "\n\n".join(documents))
+    runs.write(run.path("held_out.txt"), "\n\n".join(held_out))  # on which ppo.py measures what the later stages forgot
     tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
-    # One long stream; <|end|> closes every document.
-    ids, valid = [torch.tensor([i for d in docs for i in tokenizer.encode(d) + [tokenizer.end]]).to(run.device)
-                  for docs in (documents, held_out)]
+    ids, valid = [one_stream(docs, tokenizer, run.device) for docs in (documents, held_out)]
     if min(len(ids), len(valid)) <= cfg.block_size:
         raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on and {len(valid)} held out: "
                         f"too few for --block_size {cfg.block_size}")
@@ -427,10 +446,9 @@ def train(cfg):
     opt = optimizer(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, held_out[:5])
     for step in run.range(cfg.steps):
-        start = torch.randint(len(ids) - cfg.block_size, (cfg.batch, 1), device=run.device)
-        idx = ids[start + torch.arange(cfg.block_size, device=run.device)]  # (B, T)
+        idx = random_rows(ids, cfg.batch, cfg.block_size)
         loss = -token_logprobs(model, idx).mean()
-        norm = update(model, opt, loss, learning_rate(step, cfg.steps, cfg.lr, warmup=min(50, cfg.steps // 10), floor=.1))
+        norm = update(model, opt, [loss], learning_rate(step, cfg.steps, cfg.lr, warmup=min(50, cfg.steps // 10), floor=.1))
         measured = {}
         if run.due(step, cfg.save_every):
             measured = {"valid_loss": evaluate(model, valid)}

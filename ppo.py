@@ -19,11 +19,15 @@ its own; reference and reward model never change. An answer is one episode: gamm
 One pass of four minibatches over 256 answers, like InstructGPT's one pass of eight. Four passes over 128 answers, as
 Ziegler et al. and their successors make, took a little longer an iteration here and reached the same gold.
 
-Left out: entropy bonus, reward whitening, value sharing the policy's trunk, adaptive beta, early stopping on KL.
+Options of the papers, off unless asked for: adaptive beta (--kl_target), pretraining gradients (--ptx), reward whitening,
+the estimator k3 of KL, early stopping (--target_kl), a value model that starts as the SFT model. The README says what each
+does here. Left out: entropy bonus, a value head on the policy's trunk.
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -41,14 +45,23 @@ class Config(runs.Common):
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
+    micro_batch: int = knob(0, "answers in memory at once, for the same gradient; 0: a whole minibatch", least=0)
     lr: float = knob(4e-4, "learning rate, falling linearly to 0", least=0)
     # Gold after 34 iterations, seed 1: .66 at .1, .69 at .2, .62 at .4; with another reward model .67 at .1, .71 at .2.
     # Two runs that differ in nothing that matters differ by up to .05.
     beta: float = knob(0.2, "weight of the KL penalty, in standard deviations of the reward model's score per nat")
+    kl_target: float = knob(0.0, "nats an answer to which beta steers KL (Ziegler et al. 2019, section 2.2); 0: beta stays", least=0)
+    kl_horizon: int = knob(10000, "with --kl_target: answers in which beta grows or falls by 20% at most", least=1)
+    kl_estimator: str = knob("k1", "of each token's KL in the reward: k1 = log ratio, or k3 = 1/ratio - 1 + log ratio")
+    whiten_rewards: bool = knob(False, "scale the rewards per token to deviation 1 (Ziegler et al. 2019, their code)")
+    ptx: float = knob(0.0, "weight of the loss on pretraining text (Ouyang et al. 2022, eq. 2: 27.8)", least=0)
+    ptx_text: str = knob("", "with --ptx: the text (default: gpt/text.txt in --out)")
     gamma: float = knob(1.0, "discount")
     lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step")
     clip: float = knob(0.2, "clip range of ratio and values")
     vf_coef: float = knob(0.1, "weight of the value loss")
+    value_init: str = knob("reward", "where the value model starts: reward, or sft")
+    target_kl: float = knob(0.0, "no further pass over a batch once approx_kl is above this; 0: never stop", least=0)
     temperature: float = knob(0.7, "of sampling, and so of every log-probability, as in Ziegler et al. 2019")
     max_new_tokens: int = knob(40, "longest answer", least=1)
     missing_eos_score: float = knob(-2.0, "score of an answer that does not end, instead of the reward model's")
@@ -65,15 +78,25 @@ SHOWN = ("score", "gold", "kl", "entropy", "length")  # of all that is logged, w
 # `mask` marks the actions that write response tokens, the end token included.
 
 
-def kl_rewards(score, logp, logp_ref, mask, beta):
+def kl_rewards(score, logp, logp_ref, mask, beta, estimator="k1"):
     """Reward per token: a KL penalty everywhere, the score at the response's last token (Ziegler et al. 2019, eq. 2).
 
-    score (B,); logp, logp_ref, mask (B, T-1) -> (B, T-1).
+    score (B,); logp, logp_ref, mask (B, T-1) -> (B, T-1). The estimators of KL are Schulman's: both average KL over
+    samples of the policy; k3 is never negative and varies less, but its expectation has another gradient.
     """
-    rewards = -beta * (logp - logp_ref) * mask
+    kl = logp - logp_ref
+    if estimator == "k3":
+        kl = torch.exp(-kl) - 1 + kl
+    rewards = -beta * kl * mask
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
     rewards[torch.arange(len(rewards), device=mask.device), last] += score
     return rewards
+
+
+def adapt(beta, kl, target, horizon, answers):
+    """The next beta, so that KL (nats an answer) comes near its target (Ziegler et al. 2019, section 2.2)."""
+    error = min(max(kl / target - 1, -.2), .2)
+    return beta * (1 + error * answers / horizon)
 
 
 def gae(rewards, values, mask, gamma, lam):
@@ -99,16 +122,16 @@ def whiten(x, mask, shift_mean=True):
     return (white if shift_mean else white + mean) * mask
 
 
-def policy_loss(logp, logp_old, advantages, mask, clip):
-    """The clipped surrogate objective, negated (Schulman et al. 2017, eq. 7) -> scalar."""
+def policy_loss(logp, logp_old, advantages, mask, clip, count=None):
+    """The clipped surrogate objective, negated (Schulman et al. 2017, eq. 7) -> scalar. count: see gpt.masked_mean."""
     ratio = torch.exp(logp - logp_old)
-    return gpt.masked_mean(torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), mask)
+    return gpt.masked_mean(torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), mask, count)
 
 
-def value_loss(values, values_old, returns, mask, clip):
+def value_loss(values, values_old, returns, mask, clip, count=None):
     """Half the squared error; a value that moved further than `clip` gets no credit for it -> scalar."""
     clipped = values_old + (values - values_old).clamp(-clip, clip)
-    return 0.5 * gpt.masked_mean(torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
+    return 0.5 * gpt.masked_mean(torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask, count)
 
 
 # ---- rollout --------------------------------------------------------------------------------------
@@ -134,53 +157,76 @@ class Rollout:
 def rollout(policy, reference, reward, value, idx, prompt_lengths, cfg):
     """Sample an answer to each prompt and evaluate it. idx (B, T), prompt_lengths (B,) -> Rollout.
 
-    Log-probabilities are recomputed in the minibatches of the first pass of `update`: the same shapes give the same bits,
-    so that the first ratio of every iteration is exactly 1, and the KL of a policy that is its own reference exactly 0.
+    Log-probabilities are recomputed in the parts that the first pass of `update` works on: the same shapes give the same
+    bits, so that the first ratio of every iteration is exactly 1, and the KL of a policy that is its own reference exactly 0.
     """
     idx, lengths = gpt.generate(policy, idx, prompt_lengths, cfg.max_new_tokens, cfg.temperature)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
     ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == policy.config.end
-    score = torch.where(ended, reward.score(idx, lengths), cfg.missing_eos_score)
-    parts = list(zip(idx.tensor_split(cfg.minibatches), mask.tensor_split(cfg.minibatches)))
-    logp_old, logp_ref = [torch.cat([gpt.token_logprobs(model, i, cfg.temperature, m) for i, m in parts])
+    parts = [rows for minibatch in torch.arange(len(idx), device=idx.device).tensor_split(cfg.minibatches)
+             for rows in minibatch.split(cfg.micro_batch or len(idx))]
+    score = torch.cat([reward.score(idx[rows], lengths[rows]) for rows in parts])
+    logp_old, logp_ref = [torch.cat([gpt.token_logprobs(model, idx[rows], cfg.temperature, mask[rows]) for rows in parts])
                           for model in (policy, reference)]
-    return Rollout(idx, lengths, mask, score, logp_old, logp_ref, values_old=value(idx)[:, :-1], ended=ended)
+    values_old = torch.cat([value(idx[rows])[:, :-1] for rows in parts])
+    return Rollout(idx, lengths, mask, torch.where(ended, score, cfg.missing_eos_score), logp_old, logp_ref, values_old, ended)
 
 
-def estimate(batch, cfg):
+def estimate(batch, cfg, beta):
     """From a Rollout's scores, log-probabilities and values to its advantages and returns."""
-    rewards = kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
+    rewards = kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, beta, cfg.kl_estimator)
+    if cfg.whiten_rewards:
+        rewards = whiten(rewards, batch.mask, shift_mean=False)
     advantages, batch.returns = gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
     batch.advantages = whiten(advantages, batch.mask)
 
 
-def update(policy, value, opt, batch, cfg, lr):
+def losses(policy, value, batch, rows, cfg, text, seen):
+    """PPO's loss on a minibatch, the given rows of a Rollout: yields a scalar for each micro-batch; their sum is the loss.
+
+    text (rows, T): ids of pretraining text, or None. `seen` gets the minibatch's diagnostics added.
+    """
+    count = batch.mask[rows].sum()
+    for i, part in enumerate(rows.split(cfg.micro_batch or len(rows))):
+        idx, mask, logp_old = batch.idx[part], batch.mask[part], batch.logp_old[part]
+        logp = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
+        pg_loss = policy_loss(logp, logp_old, batch.advantages[part], mask, cfg.clip, count)
+        vf_loss = value_loss(value(idx)[:, :-1], batch.values_old[part], batch.returns[part], mask, cfg.clip, count)
+        log_ratio = (logp - logp_old).detach()
+        ratio = log_ratio.exp()
+        seen.update(policy_loss=pg_loss.item(), value_loss=vf_loss.item(), ratio=gpt.masked_mean(ratio, mask, count).item(),
+                    # Schulman's estimator E[ratio - 1 - log ratio] of KL(old || new): never negative.
+                    approx_kl=gpt.masked_mean(ratio - 1 - log_ratio, mask, count).item(),
+                    clip_fraction=gpt.masked_mean(((ratio - 1).abs() > cfg.clip).float(), mask, count).item())
+        yield pg_loss + cfg.vf_coef * vf_loss
+        if text is not None:
+            ptx_loss = -gpt.token_logprobs(policy, text[i * len(part):(i + 1) * len(part)]).sum() / text[:, 1:].numel()
+            seen.update(ptx_loss=ptx_loss.item())
+            yield cfg.ptx * ptx_loss
+
+
+def update(policy, value, opt, batch, cfg, lr, text=None):
     """Improve policy and value on a Rollout: `epochs` passes of `minibatches` steps -> dict of diagnostics.
 
+    text: 1-D ids of the pretraining text, of which each step with cfg.ptx sees as many rows as of answers.
     `first_ratio` and `first_approx_kl` are those of the first minibatch, exactly 1 and 0; the other figures are those of
     the last pass.
     """
-    models, seen = nn.ModuleList([policy, value]), []
+    models, passes = nn.ModuleList([policy, value]), []
     for epoch in range(cfg.epochs):
         # The prompts come in random order, so the first pass need not shuffle them.
         order = torch.arange(len(batch.idx)) if epoch == 0 else torch.randperm(len(batch.idx))
+        passes.append([])
         for rows in order.to(batch.idx.device).tensor_split(cfg.minibatches):
-            idx, mask, advantages = batch.idx[rows], batch.mask[rows], batch.advantages[rows]
-            logp = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
-            log_ratio = logp - batch.logp_old[rows]
-            pg_loss = policy_loss(logp, batch.logp_old[rows], advantages, mask, cfg.clip)
-            vf_loss = value_loss(value(idx)[:, :-1], batch.values_old[rows], batch.returns[rows], mask, cfg.clip)
-            grad_norm = gpt.update(models, opt, pg_loss + cfg.vf_coef * vf_loss, lr)
-            with torch.no_grad():
-                ratio = log_ratio.exp()
-                seen.append(dict(policy_loss=pg_loss.item(), value_loss=vf_loss.item(), grad_norm=grad_norm,
-                                 ratio=gpt.masked_mean(ratio, mask).item(),
-                                 # Schulman's estimator E[ratio - 1 - log ratio] of KL(old || new): never negative.
-                                 approx_kl=gpt.masked_mean(ratio - 1 - log_ratio, mask).item(),
-                                 clip_fraction=gpt.masked_mean(((ratio - 1).abs() > cfg.clip).float(), mask).item()))
-    last = seen[-cfg.minibatches:]
-    return {"first_ratio": seen[0]["ratio"], "first_approx_kl": seen[0]["approx_kl"],
-            **{name: sum(s[name] for s in last) / len(last) for name in last[0]}}
+            extra = gpt.random_rows(text, len(rows), policy.config.block_size) if cfg.ptx else None
+            seen = Counter()
+            grad_norm = gpt.update(models, opt, losses(policy, value, batch, rows, cfg, extra, seen), lr)
+            passes[-1].append({**seen, "grad_norm": grad_norm})
+        if cfg.target_kl and passes[-1][-1]["approx_kl"] > cfg.target_kl:
+            break
+    first, last = passes[0][0], passes[-1]
+    return {"first_ratio": first["ratio"], "first_approx_kl": first["approx_kl"], "passes": len(passes),
+            **{name: sum(seen[name] for seen in last) / len(last) for name in first}}
 
 
 def describe(batch, prompts, tokenizer):
@@ -217,11 +263,12 @@ def divergence(policy, reference, prompts, answers, tokenizer, temperature):
     return total / len(prompts)
 
 
-def evaluate(models, prompts, tokenizer, cfg):
+def evaluate(models, prompts, tokenizer, cfg, text=None):
     """The same held-out prompts and decoding for every model -> results, answers (lists of str), both by name.
 
     models: {"base" (if any), "sft", "ppo": GPT}. Figures are of answers sampled at cfg.temperature; those of greedy
-    answers stand apart, under "greedy". `win_rate` and `kl` are of PPO against SFT, on the sampled answers.
+    answers stand apart, under "greedy". `win_rate` and `kl` are of PPO against SFT, on the sampled answers. `text_loss`,
+    nats a token of held-out pretraining text (1-D ids, if any), is what alignment costs: the "alignment tax".
     """
     results, texts, judged = {}, {}, {}
     for name, model in models.items():
@@ -232,33 +279,21 @@ def evaluate(models, prompts, tokenizer, cfg):
             ended = [row[-1:] == [tokenizer.end] for row in ids]
             figures = metrics.summary(prompts, judged[name], [len(row) for row in ids], ended)
             results[name] = {**figures, "greedy": results[name]} if decoding == "sampled" else figures
+        if text is not None:
+            results[name]["text_loss"] = gpt.evaluate(model, text)
     results["kl"] = divergence(models["ppo"], models["sft"], prompts, ids, tokenizer, cfg.temperature)
     if judged["ppo"]:
         results["win_rate"] = metrics.win_rate(judged["ppo"], judged["sft"])
     return results, texts
 
 
-def report(results, answers, prompts):
-    """Print the figures of all models and their answers to the first held-out prompts, side by side."""
-    names = list(answers)
-    print("\nheld-out prompts, sampled " + "".join(f"{name:>9}" for name in names))
-    for figure in ("gold", "helpful", "truthful", "harmless", "right", "invented", "complied", "end_rate", "length"):
-        if results["ppo"].get(figure) is not None:
-            print(f"{figure:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in names))
-    print(f"KL to SFT {results['kl']:.2f} nats an answer")
-    if "win_rate" in results:
-        print(f"PPO preferred to SFT on {results['win_rate']:.1%} of the prompts, ties counted half")
-    for i, p in enumerate(prompts[:10]):
-        print("\n" + "\n".join(f"{m['role']:>9}: {m['content']}" for m in p["prompt"]))
-        for name in names:
-            print(f"{name:>9}: {answers[name][i]}")
-
-
 def train(cfg):
     """Optimise the policy -> (model, history). Writes out/ppo/."""
     run = runs.Run(cfg, "ppo", demands=[
         (cfg.minibatches <= cfg.batch, "--minibatches must not exceed --batch"),
-        (cfg.temperature > 0, "--temperature must be above 0: PPO learns from samples")])
+        (cfg.temperature > 0, "--temperature must be above 0: PPO learns from samples"),
+        (cfg.kl_estimator in ("k1", "k3"), f"--kl_estimator must be k1 or k3, not {cfg.kl_estimator}"),
+        (cfg.value_init in ("reward", "sft"), f"--value_init must be reward or sft, not {cfg.value_init}")])
     sft_path, rm_path = cfg.init or run.earlier("sft"), cfg.reward or run.earlier("reward")
     policy, tokenizer, _ = gpt.load(sft_path, gpt.GPT, run.device, "run python sft.py first")
     reference, _, _ = gpt.load(sft_path, gpt.GPT, run.device)
@@ -268,13 +303,22 @@ def train(cfg):
     if reward.config.block_size < policy.config.block_size:
         raise UserError(f"{rm_path} reads {reward.config.block_size} tokens and {sft_path} writes {policy.config.block_size}: "
                         "run python reward.py again")
-    models = {"sft": reference, "ppo": policy}
+    models, held_out, text = {"sft": reference, "ppo": policy}, None, None
     if run.earlier("gpt").exists():
         base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
         if base_tokenizer == tokenizer and base.config.block_size >= policy.config.block_size:
             models = {"base": base, **models}
+            if (kept := run.earlier("gpt").with_name("held_out.txt")).exists():
+                held_out = gpt.one_stream(formats.read_text(kept), tokenizer, run.device)
+    if cfg.ptx:
+        text_path = Path(cfg.ptx_text or run.earlier("gpt").with_name("text.txt"))
+        if not text_path.exists():
+            raise UserError(f"{text_path} not found: name the pretraining text with --ptx_text")
+        text = gpt.one_stream(formats.read_text(text_path), tokenizer, run.device)
+        if len(text) <= policy.config.block_size:
+            raise UserError(f"{text_path} has {len(text)} tokens, the context {policy.config.block_size}: --ptx needs more text")
     value = gpt.ScalarGPT(reward.config).to(run.device)
-    value.trunk.load_state_dict(reward.trunk.state_dict())
+    value.trunk.load_state_dict((reward.trunk if cfg.value_init == "reward" else reference).state_dict())
     for frozen in (reference, reward):
         frozen.requires_grad_(False)
     opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
@@ -292,26 +336,28 @@ def train(cfg):
         prompts = prompts[:-(len(prompts) % cfg.batch)] or prompts  # no batch too small to be divided
     if cfg.minibatches > len(prompts):
         raise UserError(f"{cfg.data} holds {len(prompts)} prompts to practise on: too few for --minibatches {cfg.minibatches}")
-    supply = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0)
+    supply, beta = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0), cfg.beta
 
     for step in run.range(cfg.steps):
         asked, began = next(supply), run.seconds
         idx, prompt_lengths = gpt.pad([tokenizer.render(p["prompt"]) for p in asked], tokenizer.pad, run.device)
         batch = rollout(policy, reference, reward, value, idx, prompt_lengths, cfg)
-        estimate(batch, cfg)
+        estimate(batch, cfg, beta)
         rolled = run.seconds
         lr = cfg.lr * (1 - step / cfg.steps)
-        diagnostics = update(policy, value, opt, batch, cfg, lr)
+        diagnostics = update(policy, value, opt, batch, cfg, lr, text)
         updated = run.seconds
         if run.due(step, cfg.save_every):
             run.save(gpt.checkpoint(policy, tokenizer, **run.about(step, about)))
         figures = describe(batch, asked, tokenizer)
         run.log(step, tokens=int(batch.mask.sum()), **{name: figures[name] for name in SHOWN if name in figures},
-                also={**figures, **diagnostics, "lr": lr, "beta": cfg.beta,
+                also={**figures, **diagnostics, "lr": lr, "beta": beta,
                       "rollout_seconds": rolled - began, "update_seconds": updated - rolled})
+        if cfg.kl_target:
+            beta = adapt(beta, figures["kl"], cfg.kl_target, cfg.kl_horizon, len(asked))
 
-    results, answers = evaluate(models, test, tokenizer, cfg)
-    report(results, answers, test)
+    results, answers = evaluate(models, test, tokenizer, cfg, held_out)
+    metrics.report(results, answers, test)
     run.draw([["score", "gold"], ["kl"], ["entropy"], ["length"], ["policy_loss", "value_loss"], ["explained_variance"],
               ["approx_kl"], ["clip_fraction"], ["rollout_seconds", "update_seconds"]])
     samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()}) for i, p in enumerate(test[:20])]

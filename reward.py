@@ -194,7 +194,7 @@ def train(cfg):
         batch = next(supply)
         scores, ranks = score(model, batch, run.device)
         loss = ranking_loss(scores, ranks)
-        norm = gpt.update(model, opt, loss, gpt.learning_rate(step, run.steps, cfg.lr, warmup=min(20, run.steps // 10)))
+        norm = gpt.update(model, opt, [loss], gpt.learning_rate(step, run.steps, cfg.lr, warmup=min(20, run.steps // 10)))
         agreement, _ = accuracy(scores.detach(), quality(ranks))
         if run.due(step, cfg.save_every):
             # PPO wants scores of a known scale: the SFT model's answers shall average 0 with deviation 1.

@@ -81,7 +81,7 @@ def train(cfg):
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))
     for step in run.range(cfg.steps):
         loss, tokens = sft_loss(model, next(supply), run.device)
-        norm = gpt.update(model, opt, loss, gpt.learning_rate(step, cfg.steps, cfg.lr, warmup=min(20, cfg.steps // 10)))
+        norm = gpt.update(model, opt, [loss], gpt.learning_rate(step, cfg.steps, cfg.lr, warmup=min(20, cfg.steps // 10)))
         measured = {}
         if run.due(step, cfg.save_every):
             measured = {"valid_loss": evaluate(model, valid, run.device)}

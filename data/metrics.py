@@ -57,6 +57,22 @@ def judge_all(prompts, answers):
     return [labeler.judge(p, a) for p, a in zip(prompts, answers)]
 
 
+def report(results, answers, prompts):
+    """Print the figures of all models and their answers to the first held-out prompts, side by side."""
+    names = list(answers)
+    print("\nheld-out prompts, sampled " + "".join(f"{name:>9}" for name in names))
+    for figure in ("gold", "helpful", "truthful", "harmless", "right", "invented", "complied", "end_rate", "length", "text_loss"):
+        if results["ppo"].get(figure) is not None:
+            print(f"{figure:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in names))
+    print(f"KL to SFT {results['kl']:.2f} nats an answer")
+    if "win_rate" in results:
+        print(f"PPO preferred to SFT on {results['win_rate']:.1%} of the prompts, ties counted half")
+    for i, p in enumerate(prompts[:10]):
+        print("\n" + "\n".join(f"{m['role']:>9}: {m['content']}" for m in p["prompt"]))
+        for name in names:
+            print(f"{name:>9}: {answers[name][i]}")
+
+
 # ---- the README's table ---------------------------------------------------------------------------
 
 # What a row says, and how to read it from the results of a pipeline: {stage: contents of its results.json}.

@@ -184,7 +184,7 @@ def test_a_tiny_model_learns_the_almanac_by_heart():
     mask = gpt.response_mask(torch.ones_like(lengths), lengths, idx.shape[1])
     for _ in range(150):
         loss = -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask)
-        gpt.update(model, opt, loss, 1e-2)
+        gpt.update(model, opt, [loss], 1e-2)
     assert loss.item() < .1
 
 
@@ -193,6 +193,6 @@ def test_a_step_is_taken_along_the_clipped_gradient_of_this_loss_alone(model):
     opt = torch.optim.SGD(model.parameters(), 1.0)
     for _ in range(2):
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-        norm = gpt.update(model, opt, 1e3 * model(torch.tensor([[1, 2, 3]])).square().mean(), lr=.01, clip=.5)
+        norm = gpt.update(model, opt, [1e3 * model(torch.tensor([[1, 2, 3]])).square().mean()], lr=.01, clip=.5)
         step = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
         assert norm > .5 and step.norm().item() == pytest.approx(.01 * .5, rel=1e-3)
