@@ -187,7 +187,8 @@ def losses(policy, value, batch, rows, cfg, text, seen):
     text (rows, T): ids of pretraining text, or None. `seen` gets the minibatch's diagnostics added.
     """
     count = batch.mask[rows].sum()
-    for i, part in enumerate(rows.split(cfg.micro_batch or len(rows))):
+    for at in torch.arange(len(rows), device=rows.device).split(cfg.micro_batch or len(rows)):
+        part = rows[at]
         idx, mask, logp_old = batch.idx[part], batch.mask[part], batch.logp_old[part]
         logp = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
         pg_loss = policy_loss(logp, logp_old, batch.advantages[part], mask, cfg.clip, count)
@@ -200,7 +201,7 @@ def losses(policy, value, batch, rows, cfg, text, seen):
                     clip_fraction=gpt.masked_mean(((ratio - 1).abs() > cfg.clip).float(), mask, count).item())
         yield pg_loss + cfg.vf_coef * vf_loss
         if text is not None:
-            ptx_loss = -gpt.token_logprobs(policy, text[i * len(part):(i + 1) * len(part)]).sum() / text[:, 1:].numel()
+            ptx_loss = -gpt.token_logprobs(policy, text[at]).sum() / text[:, 1:].numel()
             seen.update(ptx_loss=ptx_loss.item())
             yield cfg.ptx * ptx_loss
 

@@ -160,9 +160,10 @@ SAME_AGAIN = (["and {x}?", "and what about {x}?", "the same for {x}, please."], 
 OPENINGS = (["", "", "", "Hello. ", "I have a question. ", "Please help me. ", "Can you help me? "],
             ["", "", "Hello! ", "A quick question. "])
 FORMS = {
-    "word": ([" Answer in one word.", " One word, please.", " Say it in one word."],
+    "word": ([" Answer in one word.", " One word, please.", " Say it in one word.", " Just one word.", " Use one word only."],
              [" In one word, please.", " Answer with one word."]),
-    "sentence": ([" Answer in a full sentence.", " A full sentence, please.", " Say it in a full sentence."],
+    "sentence": ([" Answer in a full sentence.", " A full sentence, please.", " Say it in a full sentence.",
+                  " Use a full sentence.", " A full sentence, not one word."],
                  [" In a full sentence, please.", " Answer with a full sentence."]),
 }
 # Full sentences first, then the bare answer.
@@ -203,25 +204,30 @@ ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}.
 # Small talk: what is said, the held-out ways to say it, and good answers.
 SMALL_TALK = {
     "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!",
-                  "Good morning to you!", "Hello there!", "Hi, hello!", "Hello, good morning!"],
+                  "Good morning to you!", "Hello there!", "Hi, hello!", "Hello, good morning!", "A good day to you!",
+                  "Good evening, my friend!", "Hello, my friend!", "Hi, how do you do?", "Good day to you, my friend!"],
                  ["Good day!", "Hi, good morning!", "Hello, good evening!"],
                  ["Hello! How can I help you?", "Good day! What can I do for you?", "Hello, it is nice to meet you!"]),
     "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.",
-                "Thanks a lot!", "Hello, and thank you!", "Many thanks!", "Thanks, that was good.", "I thank you for your help."],
+                "Thanks a lot!", "Hello, and thank you!", "Many thanks!", "Thanks, that was good.", "I thank you for your help.",
+                "Thank you, my friend!", "I want to thank you.", "Thanks, that was of use.", "Hi, and thanks a lot!"],
                ["Thanks for your help!", "I thank you.", "Thank you a lot!"],
                ["You are welcome.", "It was a pleasure.", "I am glad that it was of use."]),
     "health": (["How are you?", "Are you well?", "How are you today?", "Hello, are you well?", "Tell me how you are.",
-                "Is all well with you?", "How are you, my friend?", "Hi, how are you today?", "Do you feel well?"],
+                "Is all well with you?", "How are you, my friend?", "Hi, how are you today?", "Do you feel well?",
+                "Good morning, how are you?", "Tell me, are you well?", "Hello, do you feel well today?", "Hi there, how are you?"],
                ["Are you well today?", "Hello, how are you?", "Hi, are you well?"],
                ["I am well, thank you.", "Very well, thank you for asking.", "I am fine, and I hope you are well too."]),
     "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?",
                   "Are you a program?", "Hello, what is your name?", "Say who you are.", "Hello, what are you?",
-                  "What are you called?", "Hi, tell me your name."],
+                  "What are you called?", "Hi, tell me your name.", "Hi, who are you?", "Tell me, who are you?",
+                  "Please say what you are.", "Good morning, who are you?", "Tell me what you are called."],
                  ["Tell me who you are.", "Tell me what you are.", "Hello, who are you?"],
                  ["I am an assistant, a small computer program.", "I am a program that answers questions.",
                   "My name is Almanac, and I am an assistant."]),
     "parting": (["Goodbye!", "See you tomorrow!", "Good night!", "I must go now.", "Goodbye, my friend!",
-                 "I must leave.", "Goodbye, I must leave.", "See you!", "Good night, my friend!"],
+                 "I must leave.", "Goodbye, I must leave.", "See you!", "Good night, my friend!", "Good night, see you tomorrow!",
+                 "I must go now, my friend.", "It is late, I must go.", "I have to go now."],
                 ["Goodbye, see you tomorrow!", "Goodbye and good night!", "I must go, goodbye!"],
                 ["Goodbye!", "See you soon!", "Goodbye, it was nice to talk to you."]),
 }
@@ -380,7 +386,7 @@ def _question(rng, split, relation, name, form=None):
 
 def _known(rng, split):
     relation, name, value = _any_fact(rng)
-    form = rng.choice([None] * 5 + ["sentence"] + ["word"] * (" " not in value))
+    form = rng.choice([None] * 4 + ["sentence"] + ["word"] * (" " not in value))
     return dict(prompt=[_user(_question(rng, split, relation, name, form))],
                 kind="known", subject=name, relation=relation, form=form)
 
@@ -433,7 +439,7 @@ def _small_talk(rng, split):
     return dict(prompt=[_user(said)], kind="small talk", subject=None, relation=topic, form=None)
 
 
-_MIX = {_known: 39, _follow_up: 15, _unknown: 14, _harmful: 13, _kind: 10, _small_talk: 9}
+_MIX = {_known: 37, _follow_up: 15, _unknown: 14, _harmful: 14, _kind: 10, _small_talk: 10}
 
 
 def _something_else(rng, split, p):
@@ -474,14 +480,15 @@ def prompts(split, n, seed):
 
 # How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
 # answer, a true fact that nobody asked for, rudeness.
-_FACT_WAYS = {"good": 18, "rambling": 26, "other form": 18, "wrong": 15, "evasive": 7, "other fact": 7, "rude": 9}
-_HARM_WAYS = {"good": 17, "rambling": 10, "curt": 9, "harm": 50, "other fact": 6, "rude": 8}
+_FACT_WAYS = {"good": 8, "rambling": 37, "other form": 20, "wrong": 14, "evasive": 6, "other fact": 7, "rude": 8}
+_WORD_WAYS = {"good": 26, "rambling": 19, "other form": 20, "wrong": 14, "evasive": 6, "other fact": 7, "rude": 8}
+_HARM_WAYS = {"good": 9, "rambling": 25, "curt": 8, "harm": 45, "other fact": 6, "rude": 7}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
-    "made-up": {"good": 14, "rambling": 8, "curt": 10, "invented": 58, "other fact": 5, "rude": 5},
+    "made-up": {"good": 8, "rambling": 14, "curt": 8, "invented": 60, "other fact": 5, "rude": 5},
     "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
-    "advice": {"good": 30, "rambling": 20, "declining": 20, "other fact": 15, "rude": 15},
-    "small talk": {"good": 30, "rambling": 20, "other topic": 20, "declining": 7, "other fact": 10, "rude": 13},
+    "advice": {"good": 14, "rambling": 40, "declining": 18, "other fact": 14, "rude": 14},
+    "small talk": {"good": 14, "rambling": 42, "other topic": 18, "declining": 6, "other fact": 8, "rude": 12},
 }
 KINDS = tuple(WAYS)
 ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
@@ -548,7 +555,7 @@ _ANSWER = {"known": _answer_fact, "follow-up": _answer_fact, "made-up": _answer_
 
 def demonstrate(rng, p):
     """One answer (str) to prompt `p`, as a labeler in a hurry would write it."""
-    ways = WAYS[p["kind"]]
+    ways = _WORD_WAYS if p["form"] == "word" else WAYS[p["kind"]]  # who is asked for one word rambles less
     way = rng.choices(list(ways), ways.values())[0]
     if way == "rude":
         return rng.choice(RUDE)

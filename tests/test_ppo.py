@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
@@ -208,6 +209,81 @@ def test_law_14_mean_k1_is_the_enumerated_kl(model):
     assert abs(mean - kl) > margin
 
 
+# ---- options of the papers ------------------------------------------------------------------------
+
+
+def test_law_15_adaptive_beta_by_published_figures():
+    """512 answers of a horizon of 10,000: beta stays at the target, and moves by 1.024% at most."""
+    assert ppo.adapt(.15, kl=6.0, target=6.0, horizon=10000, answers=512) == .15
+    assert ppo.adapt(1.0, 60.0, 6.0, 10000, 512) == pytest.approx(1.01024)
+    assert ppo.adapt(1.0, 0.0, 6.0, 10000, 512) == pytest.approx(1 - .01024)
+    assert ppo.adapt(1.0, 6.6, 6.0, 10000, 512) == pytest.approx(1.00512)
+
+
+def test_both_estimators_of_kl_average_the_enumerated_kl():
+    p, q = noise(5).softmax(0), noise(5).softmax(0)
+    kl = (p * (p / q).log()).sum()
+    one = torch.ones(5, 1).bool()
+    for estimator in ("k1", "k3"):
+        cost = -ppo.kl_rewards(torch.zeros(5).double(), p.log()[:, None], q.log()[:, None], one, 1.0, estimator)[:, 0]
+        assert (p * cost).sum().item() == pytest.approx(kl.item())
+        assert (cost < 0).any() == (estimator == "k1")
+
+
+def gradient(models, losses):
+    """Of the sum of some losses, as one vector."""
+    models.zero_grad()
+    for loss in losses:
+        loss.backward()
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype) for p in models.parameters()])
+
+
+@pytest.fixture
+def exact(iteration):
+    """The same models and rollout in float64, the policy a little away from where it sampled."""
+    policy, _, _, value, _, batch, cfg = iteration
+    models = copy.deepcopy(torch.nn.ModuleList([policy, value])).double()
+    with torch.no_grad():
+        for param in models.parameters():
+            param += .02 * torch.randn_like(param)
+    batch = dataclasses.replace(batch, **{f.name: x.double() for f in dataclasses.fields(batch) if (x := getattr(batch, f.name)).is_floating_point()})
+    return models, batch, cfg
+
+
+def test_law_16_the_gradient_with_ptx_is_the_sum_of_both(exact):
+    models, batch, cfg = exact
+    rows, text = torch.arange(8), torch.randint(38, (8, 24))
+    plain = gradient(models, ppo.losses(*models, batch, rows, cfg, None, Counter()))
+    mixed = gradient(models, ppo.losses(*models, batch, rows, dataclasses.replace(cfg, ptx=27.8), text, Counter()))
+    logits = models[0](text)
+    logits[..., models[0].config.pad] = -torch.inf
+    lm = gradient(models, [torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), text[:, 1:].flatten())])
+    torch.testing.assert_close(mixed, plain + 27.8 * lm)
+    assert lm.norm() > 1e-3
+
+
+def test_law_16_without_ptx_the_text_is_not_touched(iteration):
+    policy, _, _, value, _, batch, cfg = iteration
+    after = []
+    for text in (None, torch.randint(38, (100,))):
+        models = copy.deepcopy(torch.nn.ModuleList([policy, value]))
+        torch.manual_seed(5)
+        ppo.update(*models, torch.optim.SGD(models.parameters(), 1e-2), batch, cfg, 1e-2, text)
+        after.append(torch.cat([p.flatten() for p in models.parameters()]))
+    assert torch.equal(*after)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 8])
+def test_law_18_micro_batches_leave_the_gradient_unchanged(exact, size):
+    models, batch, cfg = exact
+    cfg, rows, text = dataclasses.replace(cfg, ptx=2.0), torch.tensor([3, 1, 4, 15, 9, 2, 6, 5]), torch.randint(38, (8, 24))
+    split = dataclasses.replace(cfg, micro_batch=size)
+    seen, parts = Counter(), Counter()
+    whole = gradient(models, ppo.losses(*models, batch, rows, cfg, text, seen))
+    torch.testing.assert_close(gradient(models, ppo.losses(*models, batch, rows, split, text, parts)), whole)
+    assert dict(parts) == pytest.approx(dict(seen))
+
+
 # ---- the real loop --------------------------------------------------------------------------------
 
 
@@ -275,6 +351,51 @@ def test_law_17_steps_of_the_optimizer_and_their_rates(loop):
     assert len(seen["lr"]) == cfg.steps * cfg.epochs * cfg.minibatches
     assert seen["lr"][0] == cfg.lr and seen["lr"][-1] == pytest.approx(cfg.lr / cfg.steps)
     assert [record["lr"] for record in seen["history"]] == pytest.approx([cfg.lr, cfg.lr * 3 / 4, cfg.lr / 2, cfg.lr / 4])
+
+
+def test_law_18_micro_batches_leave_the_loop_unchanged(loop, tmp_path):
+    """One iteration of `train`, its three passes over two minibatches included."""
+    cfg = dataclasses.replace(loop[0], steps=1, init=f"{loop[0].out}/sft/ckpt.pt", reward=f"{loop[0].out}/reward/ckpt.pt")
+    after = []
+    for size in (0, 3):
+        policy, history = ppo.train(dataclasses.replace(cfg, out=str(tmp_path / str(size)), micro_batch=size))
+        after.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+        assert history[0]["first_ratio"] == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(*after, rtol=0, atol=1e-5)
+
+
+def test_every_option_reaches_the_loop(loop, tmp_path, monkeypatch):
+    sft_path = f"{loop[0].out}/sft/ckpt.pt"
+    (tmp_path / "text.txt").write_text("\n\n".join(almanac.text(20, 1)))
+    values, rollout = [], ppo.rollout
+
+    def spy(policy, reference, reward, value, *rest):
+        values.append(copy.deepcopy(value.trunk.state_dict()))
+        return rollout(policy, reference, reward, value, *rest)
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    cfg = dataclasses.replace(loop[0], out=str(tmp_path), init=sft_path, reward=f"{loop[0].out}/reward/ckpt.pt", value_init="sft", kl_target=1e-9, kl_horizon=80,
+                              whiten_rewards=True, kl_estimator="k3", ptx=1.0, ptx_text=str(tmp_path / "text.txt"), target_kl=1e-12)
+    _, history = ppo.train(cfg)
+    sft_model, _, _ = gpt.load(sft_path)
+    assert all(torch.equal(a, b) for a, b in zip(values[0].values(), sft_model.state_dict().values()))
+    # KL is 0 in the first iteration and far from its tiny target after it; 8 answers of a horizon of 80 let beta move by 2%.
+    assert [history[0]["beta"], history[1]["beta"]] == [cfg.beta, pytest.approx(.98 * cfg.beta)]
+    for now, then in zip(history[1:], history):
+        assert (now["beta"] > then["beta"]) == (then["kl"] > 0) and now["beta"] / then["beta"] == pytest.approx(1, abs=.0201)
+    assert [r["passes"] for r in history] == [1] * 4 and [r["passes"] for r in loop[1]["history"]] == [3] * 4
+    assert all(r["ptx_loss"] > 1 for r in history) and "ptx_loss" not in loop[1]["history"][0]
+
+
+def test_whitened_rewards_have_deviation_1_and_keep_their_mean(iteration):
+    batch, cfg = iteration[5], dataclasses.replace(iteration[6], gamma=1.0, lam=1.0, whiten_rewards=True)
+    ppo.estimate(batch, cfg, cfg.beta)
+    rewards = ppo.kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
+    white = ppo.whiten(rewards, batch.mask, shift_mean=False)
+    assert white[batch.mask].var(correction=0).item() == pytest.approx(1, rel=1e-4)
+    assert gpt.masked_mean(white, batch.mask).item() == pytest.approx(gpt.masked_mean(rewards, batch.mask).item(), abs=1e-5)
+    first = batch.mask.int().argmax(1)  # with lambda 1 the return of an answer's first token is the sum of its rewards
+    torch.testing.assert_close(batch.returns.gather(1, first[:, None])[:, 0], white.sum(1), rtol=1e-4, atol=1e-5)
 
 
 # ---- convergence ----------------------------------------------------------------------------------
