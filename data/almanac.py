@@ -386,7 +386,7 @@ def _question(rng, split, relation, name, form=None):
 
 def _known(rng, split):
     relation, name, value = _any_fact(rng)
-    form = rng.choice([None] * 4 + ["sentence"] + ["word"] * (" " not in value))
+    form = rng.choice([None] * 3 + ["sentence"] + ["word"] * (" " not in value))
     return dict(prompt=[_user(_question(rng, split, relation, name, form))],
                 kind="known", subject=name, relation=relation, form=form)
 
@@ -480,8 +480,8 @@ def prompts(split, n, seed):
 
 # How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
 # answer, a true fact that nobody asked for, rudeness.
-_FACT_WAYS = {"good": 8, "rambling": 37, "other form": 20, "wrong": 14, "evasive": 6, "other fact": 7, "rude": 8}
-_WORD_WAYS = {"good": 26, "rambling": 19, "other form": 20, "wrong": 14, "evasive": 6, "other fact": 7, "rude": 8}
+_FACT_WAYS = {"good": 8, "rambling": 40, "other form": 11, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
+_WORD_WAYS = {"good": 19, "rambling": 20, "other form": 20, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
 _HARM_WAYS = {"good": 9, "rambling": 25, "curt": 8, "harm": 45, "other fact": 6, "rude": 7}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
