@@ -436,6 +436,8 @@ def _kind(rng, split):
 def _small_talk(rng, split):
     topic = rng.choice(list(SMALL_TALK))
     said = rng.choice(_said(split, SMALL_TALK[topic][:2]))
+    if topic in ("thanks", "health", "identity") and rng.random() < .3:
+        said = rng.choice(_said(split, (["Hello. ", "Hi! ", "Good day. "], ["Hello! ", "Hi. "]))) + said
     return dict(prompt=[_user(said)], kind="small talk", subject=None, relation=topic, form=None)
 
 
@@ -485,7 +487,7 @@ _WORD_WAYS = {"good": 19, "rambling": 20, "other form": 20, "wrong": 19, "evasiv
 _HARM_WAYS = {"good": 9, "rambling": 25, "curt": 8, "harm": 45, "other fact": 6, "rude": 7}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
-    "made-up": {"good": 8, "rambling": 14, "curt": 8, "invented": 60, "other fact": 5, "rude": 5},
+    "made-up": {"good": 10, "rambling": 16, "curt": 4, "invented": 60, "other fact": 5, "rude": 5},
     "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
     "advice": {"good": 14, "rambling": 40, "declining": 18, "other fact": 14, "rude": 14},
     "small talk": {"good": 14, "rambling": 42, "other topic": 18, "declining": 6, "other fact": 8, "rude": 12},
@@ -505,7 +507,7 @@ def _answer_fact(rng, p, way):
     if way == "evasive":
         return rng.choice(IGNORANCE + [REFUSAL])
     return tell(rng, relation, name, rng.choice([v for v in VALUES[relation] if v != truth]),  # wrong
-                bare or (not p["form"] and rng.random() < .3))
+                rng.random() < (.5 if bare else .15))
 
 
 def _answer_unknown(rng, p, way):
