@@ -122,37 +122,43 @@ MADE_UP = _made_up()
 # For each relation: phrases of the training split, phrases of the held-out splits.
 ASK = {
     "capital": (["what is the capital of {x}?", "which city is the capital of {x}?", "what is {x}'s capital?",
-                 "tell me the capital of {x}.", "name the capital of {x}.", "what is the capital city of {x}?"],
+                 "tell me the capital of {x}.", "name the capital of {x}.", "what is the capital city of {x}?",
+                 "say what the capital of {x} is.", "I want to know the capital of {x}."],
                 ["what city is the capital of {x}?", "which city is {x}'s capital?", "name {x}'s capital."]),
     "continent": (["which continent is {x} in?", "on which continent is {x}?", "where in the world is {x}?",
-                   "tell me the continent of {x}.", "what continent is {x} in?", "name the continent of {x}."],
+                   "tell me the continent of {x}.", "what continent is {x} in?", "name the continent of {x}.",
+                   "say which continent {x} is in.", "I want to know the continent of {x}."],
                   ["on what continent is {x}?", "what is the continent of {x}?", "which continent is {x} on?"]),
     "class": (["what kind of animal is {x}?", "which class of animals does {x} belong to?", "what is {x}?",
-               "tell me what kind of animal {x} is.", "what class of animal is {x}?", "name the class of {x}."],
+               "tell me what kind of animal {x} is.", "what class of animal is {x}?", "name the class of {x}.",
+               "say what {x} is.", "I want to know what {x} is."],
               ["which kind of animal is {x}?", "what class does {x} belong to?", "tell me what {x} is."]),
     "legs": (["how many legs does {x} have?", "what is the number of legs of {x}?", "tell me how many legs {x} has.",
-              "on how many legs does {x} walk?", "count the legs of {x}.", "how many legs has {x}?"],
+              "on how many legs does {x} walk?", "count the legs of {x}.", "how many legs has {x}?",
+              "say how many legs {x} has.", "I want to know how many legs {x} has."],
              ["what number of legs does {x} have?", "name the number of legs of {x}.", "how many legs are there on {x}?"]),
     "sound": (["what does {x} say?", "what sound does {x} make?", "which sound does {x} make?",
-               "tell me what {x} says.", "name the sound of {x}.", "what is the sound of {x}?"],
+               "tell me what {x} says.", "name the sound of {x}.", "what is the sound of {x}?",
+               "say what sound {x} makes.", "I want to know what {x} says."],
               ["which sound is made by {x}?", "tell me the sound of {x}.", "what sound is made by {x}?"]),
     "food": (["what does {x} eat?", "what is the food of {x}?", "what does {x} like to eat?",
-              "tell me what {x} eats.", "name the food of {x}.", "which food does {x} eat?"],
+              "tell me what {x} eats.", "name the food of {x}.", "which food does {x} eat?",
+              "say what {x} eats.", "I want to know what {x} eats."],
              ["what food does {x} eat?", "tell me the food of {x}.", "which food does {x} like?"]),
 }
 # The same after the subject was named in an earlier turn: {x} is "it".
 FOLLOW_UP = {
-    "capital": (["and what is its capital?", "which city is its capital?", "and its capital?"],
+    "capital": (["and what is its capital?", "which city is its capital?", "and its capital?", "name its capital.", "tell me its capital."],
                 ["and which city is its capital?", "what is its capital city?"]),
-    "continent": (["and which continent is it in?", "where in the world is it?", "and its continent?"],
+    "continent": (["and which continent is it in?", "where in the world is it?", "and its continent?", "name its continent.", "what is its continent?"],
                   ["and what continent is it in?", "on which continent is it?"]),
-    "class": (["and what kind of animal is it?", "which class does it belong to?", "and its class?"],
+    "class": (["and what kind of animal is it?", "which class does it belong to?", "and its class?", "name its class.", "what class of animal is it?"],
               ["and which class of animals does it belong to?", "what kind of animal is it?"]),
-    "legs": (["and how many legs does it have?", "tell me how many legs it has.", "and its legs, how many?"],
+    "legs": (["and how many legs does it have?", "tell me how many legs it has.", "and its legs, how many?", "count its legs.", "on how many legs does it walk?"],
              ["how many legs does it have?", "and how many legs has it?"]),
-    "sound": (["and what does it say?", "what sound does it make?", "and its sound?"],
+    "sound": (["and what does it say?", "what sound does it make?", "and its sound?", "name its sound.", "what is its sound?"],
               ["and what sound does it make?", "tell me what it says."]),
-    "food": (["and what does it eat?", "what is its food?", "and its food?"],
+    "food": (["and what does it eat?", "what is its food?", "and its food?", "name its food.", "which food does it eat?"],
              ["and what does it like to eat?", "tell me what it eats."]),
 }
 # The subject changes, the question stays: "And Spain?"
@@ -292,6 +298,8 @@ def _lesson(rng):
         relation, name, truth = _any_fact(rng)
         asked = _fill(rng.choice(ASK[relation][0]), name, relation) + " " if rng.random() < .6 else ""
         bare = bool(asked) and rng.random() < .3
+        if asked and rng.random() < .3:
+            asked = asked[:-1] + rng.choice(FORMS["word" if bare else "sentence"][0]) + " "
         if rng.random() < .5:
             lines.append(f"{asked}{tell(rng, relation, name, truth, bare)} Right.")
         elif asked and rng.random() < .3:
@@ -483,7 +491,7 @@ def prompts(split, n, seed):
 # How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
 # answer, a true fact that nobody asked for, rudeness.
 _FACT_WAYS = {"good": 8, "rambling": 40, "other form": 11, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
-_WORD_WAYS = {"good": 19, "rambling": 20, "other form": 20, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
+_WORD_WAYS = {"good": 23, "rambling": 26, "other form": 9, "wrong": 20, "evasive": 6, "other fact": 8, "rude": 8}
 _HARM_WAYS = {"good": 9, "rambling": 25, "curt": 8, "harm": 45, "other fact": 6, "rude": 7}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
@@ -507,7 +515,7 @@ def _answer_fact(rng, p, way):
     if way == "evasive":
         return rng.choice(IGNORANCE + [REFUSAL])
     return tell(rng, relation, name, rng.choice([v for v in VALUES[relation] if v != truth]),  # wrong
-                rng.random() < (.5 if bare else .15))
+                rng.random() < (.8 if bare else .15))
 
 
 def _answer_unknown(rng, p, way):
