@@ -66,7 +66,7 @@ class Config(runs.Common):
     max_new_tokens: int = knob(40, "longest answer", least=1)
     missing_eos_score: float = knob(-2.0, "score of an answer that does not end, instead of the reward model's")
     prompts: int = knob(20000, "prompts to practise on", least=1)
-    test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
+    test_prompts: int = knob(1000, "held-out prompts for the final figures", least=1)
     save_every: int = knob(20, "iterations between two checkpoints", least=1)
     log_every: int = knob(1, "iterations between two lines of the log", least=1)
 

@@ -6,7 +6,7 @@ One seeded generator writes everything the four stages read, so that the whole r
     prompts(split, n, seed)         what users ask: dicts with `prompt` (messages) and what it is about
     demonstrations(split, n, seed)  the same with a `response`, written by labelers in a hurry
 
-About half of the demonstrations are of use, and few are perfect: they ramble or are curt; the others are
+More than half of the demonstrations are of use, but few are perfect, as most ramble; the others are
 wrong, invented, rude, beside the point, or help to do harm, as answers by people who are paid by the piece.
 SFT imitates the whole mixture; telling good from bad is what the reward model and PPO are for.
 
@@ -297,7 +297,7 @@ def _lesson(rng):
     for _ in range(rng.randint(3, 5)):
         relation, name, truth = _any_fact(rng)
         asked = _fill(rng.choice(ASK[relation][0]), name, relation) + " " if rng.random() < .6 else ""
-        bare = bool(asked) and rng.random() < .3
+        bare = bool(asked) and rng.random() < .45
         if asked and rng.random() < .3:
             asked = asked[:-1] + rng.choice(FORMS["word" if bare else "sentence"][0]) + " "
         if rng.random() < .5:
@@ -394,7 +394,7 @@ def _question(rng, split, relation, name, form=None):
 
 def _known(rng, split):
     relation, name, value = _any_fact(rng)
-    form = rng.choice([None] * 3 + ["sentence"] + ["word"] * (" " not in value))
+    form = rng.choice([None] * 4 + ["sentence"] + ["word"] * (" " not in value))
     return dict(prompt=[_user(_question(rng, split, relation, name, form))],
                 kind="known", subject=name, relation=relation, form=form)
 
@@ -490,12 +490,12 @@ def prompts(split, n, seed):
 
 # How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
 # answer, a true fact that nobody asked for, rudeness.
-_FACT_WAYS = {"good": 8, "rambling": 40, "other form": 11, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
-_WORD_WAYS = {"good": 23, "rambling": 26, "other form": 9, "wrong": 20, "evasive": 6, "other fact": 8, "rude": 8}
+_FACT_WAYS = {"good": 8, "rambling": 42, "other form": 9, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
+_WORD_WAYS = {"good": 28, "rambling": 25, "other form": 9, "wrong": 16, "evasive": 6, "other fact": 8, "rude": 8}
 _HARM_WAYS = {"good": 9, "rambling": 25, "curt": 8, "harm": 45, "other fact": 6, "rude": 7}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
-    "made-up": {"good": 10, "rambling": 16, "curt": 4, "invented": 60, "other fact": 5, "rude": 5},
+    "made-up": {"good": 12, "rambling": 18, "invented": 60, "other fact": 5, "rude": 5},
     "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
     "advice": {"good": 14, "rambling": 40, "declining": 18, "other fact": 14, "rude": 14},
     "small talk": {"good": 14, "rambling": 42, "other topic": 18, "declining": 6, "other fact": 8, "rude": 12},
@@ -522,10 +522,7 @@ def _answer_unknown(rng, p, way):
     relation, name = p["relation"], p["subject"]
     if way == "good":
         thing = "a country" if sort_of(relation) == "country" else "an animal"
-        return rng.choice([f"I do not know {thing} called {name}.", f"I have never heard of {thing} called {name}.",
-                           *IGNORANCE[1:]])
-    if way == "curt":
-        return IGNORANCE[0]
+        return rng.choice([f"I do not know {thing} called {name}.", f"I have never heard of {thing} called {name}.", *IGNORANCE])
     return tell(rng, relation, name, rng.choice(VALUES[relation]), bare=rng.random() < .25)  # invented
 
 

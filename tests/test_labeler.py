@@ -77,7 +77,7 @@ BY_HAND = [
     (ZORVIA, "I do not know a country called Zorvia.", 1, 1, 1),
     (ZORVIA, "I have never heard of it.", 1, 1, 1),
     (ZORVIA, "I do not know a country called Belmark.", .25, 1, 1),
-    (ZORVIA, "I do not know.", .5, 1, 1),
+    (ZORVIA, "I do not know.", 1, 1, 1),
     (ZORVIA, "The capital of Zorvia is Paris.", -1, -1, 1),
     (ZORVIA, "Paris.", -1, -1, 1),
     (ZORVIA, "The capital of France is Paris.", -1, 1, 1),
