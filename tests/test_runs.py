@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,8 @@ def test_importing_does_nothing():
     (["gpt.py", "--steps", "many"], "invalid int value"),
     (["reward.py", "--k", "10"], "--k must be between 2 and 9"),
     (["sft.py", "--lr", "-1"], "--lr must be at least 0"),
+    (["ppo.py", "--kl_estimator", "k2"], "--kl_estimator must be k1 or k3, not k2"),
+    (["ppo.py", "--value_init", "rm"], "--value_init must be reward or sft, not rm"),
     (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
     (["gpt.py", "--device", "cuda:7"], "--device cuda:7 can not be used here"),
     (["gpt.py", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
@@ -161,6 +164,26 @@ def test_checkpoints_that_do_not_belong_together_are_refused(pipeline, tmp_path)
         ppo.train(ppo.Config(out=str(tmp_path), reward=str(out / "reward" / "ckpt.pt"), steps=1))
     with pytest.raises(UserError, match="holds a ScalarGPT, but a GPT is needed"):
         sft.train(sft.Config(out=str(tmp_path), init=str(out / "reward" / "ckpt.pt")))
+
+
+def test_pretraining_text_that_is_not_there_or_too_short_is_one_sentence(pipeline, tmp_path):
+    cfg = ppo.Config(out=str(pipeline[0]), ptx=1.0, ptx_text=str(tmp_path / "text.txt"))
+    with pytest.raises(UserError, match="text.txt not found: name the pretraining text with --ptx_text"):
+        ppo.train(cfg)
+    (tmp_path / "text.txt").write_text("Short.")
+    with pytest.raises(UserError, match="--ptx needs more text"):
+        ppo.train(cfg)
+
+
+def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
+    from notebooks import experiments
+    root = tmp_path / "pipeline"
+    shutil.copytree(pipeline[0], root)
+    monkeypatch.setattr(experiments, "OPTIONS", {"default": dict(steps=1, batch=4, minibatches=1, test_prompts=12), "with ptx": dict(steps=1, batch=4, minibatches=1, test_prompts=12, ptx=1.0)})
+    table = experiments.table(experiments.options([root]))
+    assert table.count("\n") == 3 and "| with ptx | " in table
+    monkeypatch.setattr(ppo, "train", None)  # a second call trains nothing
+    assert experiments.table(experiments.options([root])) == table
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
