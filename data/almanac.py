@@ -302,7 +302,7 @@ def _lesson(rng):
     for _ in range(rng.randint(3, 5)):
         relation, name, truth = _any_fact(rng)
         asked = _fill(rng.choice(ASK[relation][0]), name, relation) + " " if rng.random() < .6 else ""
-        bare = bool(asked) and rng.random() < .45
+        bare = bool(asked) and rng.random() < .3
         if asked and rng.random() < .3:
             asked = asked[:-1] + rng.choice(FORMS["word" if bare else "sentence"][0]) + " "
         if rng.random() < .5:
