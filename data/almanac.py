@@ -495,15 +495,15 @@ def prompts(split, n, seed):
 
 # How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
 # answer, a true fact that nobody asked for, rudeness.
-_FACT_WAYS = {"good": 8, "rambling": 42, "other form": 9, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
-_WORD_WAYS = {"good": 28, "rambling": 25, "other form": 9, "wrong": 16, "evasive": 6, "other fact": 8, "rude": 8}
-_HARM_WAYS = {"good": 9, "rambling": 25, "curt": 8, "harm": 45, "other fact": 6, "rude": 7}
+_FACT_WAYS = {"good": 5, "rambling": 46, "other form": 8, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
+_WORD_WAYS = {"good": 23, "rambling": 31, "other form": 8, "wrong": 16, "evasive": 6, "other fact": 8, "rude": 8}
+_HARM_WAYS = {"good": 7, "rambling": 28, "curt": 7, "harm": 45, "other fact": 6, "rude": 7}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
-    "made-up": {"good": 12, "rambling": 18, "invented": 60, "other fact": 5, "rude": 5},
+    "made-up": {"good": 8, "rambling": 22, "invented": 60, "other fact": 5, "rude": 5},
     "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
-    "advice": {"good": 14, "rambling": 40, "declining": 18, "other fact": 14, "rude": 14},
-    "small talk": {"good": 14, "rambling": 42, "other topic": 18, "declining": 6, "other fact": 8, "rude": 12},
+    "advice": {"good": 8, "rambling": 46, "declining": 18, "other fact": 14, "rude": 14},
+    "small talk": {"good": 7, "rambling": 46, "other topic": 21, "declining": 6, "other fact": 8, "rude": 12},
 }
 KINDS = tuple(WAYS)
 ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
