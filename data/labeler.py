@@ -27,7 +27,7 @@ from data import almanac
 
 # Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of demonstrations whose gold
 # differs, as InstructGPT's labelers did (72.6%): measured by tests/test_labeler.py.
-DECISIVENESS = 1.45
+DECISIVENESS = 1.7
 
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 _PLURALS = {"mouse": "mice", "wolf": "wolves", "butterfly": "butterflies", "sheep": "sheep", "deer": "deer", "fish": "fish",
