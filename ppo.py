@@ -20,8 +20,8 @@ One pass of four minibatches over 256 answers, like InstructGPT's one pass of ei
 Ziegler et al. and their successors make, took a little longer an iteration here and reached the same gold.
 
 Options of the papers, off unless asked for: adaptive beta (--kl_target), pretraining gradients (--ptx), reward whitening,
-the estimator k3 of KL, early stopping (--target_kl), a value model that starts as the SFT model. The README says what each
-does here. Left out: entropy bonus, a value head on the policy's trunk.
+the estimator k3 of KL, early stopping (--target_kl), a value model that starts as the SFT model; what each does here is
+measured by `python -m notebooks.experiments options`. Left out: entropy bonus, a value head on the policy's trunk.
 """
 
 import random
