@@ -374,6 +374,8 @@ def test_every_option_reaches_the_loop(loop, tmp_path, monkeypatch):
         return rollout(policy, reference, reward, value, *rest)
 
     monkeypatch.setattr(ppo, "rollout", spy)
+    betas, estimate = [], ppo.estimate
+    monkeypatch.setattr(ppo, "estimate", lambda batch, cfg, beta: betas.append(beta) or estimate(batch, cfg, beta))
     cfg = dataclasses.replace(loop[0], out=str(tmp_path), init=sft_path, reward=f"{loop[0].out}/reward/ckpt.pt", value_init="sft", kl_target=1e-9, kl_horizon=80,
                               whiten_rewards=True, kl_estimator="k3", ptx=1.0, ptx_text=str(tmp_path / "text.txt"), target_kl=1e-12)
     _, history = ppo.train(cfg)
@@ -381,6 +383,7 @@ def test_every_option_reaches_the_loop(loop, tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(values[0].values(), sft_model.state_dict().values()))
     # KL is 0 in the first iteration and far from its tiny target after it; 8 answers of a horizon of 80 let beta move by 2%.
     assert [history[0]["beta"], history[1]["beta"]] == [cfg.beta, pytest.approx(.98 * cfg.beta)]
+    assert betas == [r["beta"] for r in history]
     for now, then in zip(history[1:], history):
         assert (now["beta"] > then["beta"]) == (then["kl"] > 0) and now["beta"] / then["beta"] == pytest.approx(1, abs=.0201)
     assert [r["passes"] for r in history] == [1] * 4 and [r["passes"] for r in loop[1]["history"]] == [3] * 4
