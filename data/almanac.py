@@ -456,7 +456,7 @@ def _small_talk(rng, split):
     return dict(prompt=[_user(said)], kind="small talk", subject=None, relation=topic, form=None)
 
 
-_MIX = {_known: 35, _follow_up: 15, _unknown: 14, _harmful: 14, _kind: 10, _small_talk: 12}
+_MIX = {_known: 33, _follow_up: 15, _unknown: 14, _harmful: 16, _kind: 10, _small_talk: 12}
 
 
 def _something_else(rng, split, p):
@@ -496,16 +496,16 @@ def prompts(split, n, seed):
 # ---- demonstrations -------------------------------------------------------------------------------
 
 # How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
-# answer, a true fact that nobody asked for, rudeness.
-_FACT_WAYS = {"good": 5, "rambling": 46, "other form": 8, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
+# answer, a true fact that nobody asked for, rudeness. Half of the answers that are not good ramble on as well.
+_FACT_WAYS = {"good": 5, "rambling": 50, "other form": 4, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
 _WORD_WAYS = {"good": 23, "rambling": 31, "other form": 8, "wrong": 16, "evasive": 6, "other fact": 8, "rude": 8}
 _HARM_WAYS = {"good": 7, "rambling": 28, "curt": 7, "harm": 45, "other fact": 6, "rude": 7}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
-    "made-up": {"good": 8, "rambling": 22, "invented": 60, "other fact": 5, "rude": 5},
+    "made-up": {"good": 6, "rambling": 24, "invented": 60, "other fact": 5, "rude": 5},
     "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
-    "advice": {"good": 8, "rambling": 46, "declining": 18, "other fact": 14, "rude": 14},
-    "small talk": {"good": 7, "rambling": 46, "other topic": 21, "declining": 6, "other fact": 8, "rude": 12},
+    "advice": {"good": 6, "rambling": 48, "declining": 18, "other fact": 14, "rude": 14},
+    "small talk": {"good": 5, "rambling": 48, "other topic": 21, "declining": 6, "other fact": 8, "rude": 12},
 }
 KINDS = tuple(WAYS)
 ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
@@ -574,10 +574,12 @@ def demonstrate(rng, p):
     if way == "rude":
         return rng.choice(RUDE)
     if way == "other fact":
-        return tell(rng, *_any_fact(rng, p["relation"] if p["relation"] in FACTS and rng.random() < .5 else None))
-    if way == "rambling":
-        return " ".join([_ANSWER[p["kind"]](rng, p, "good")] + rng.sample(RAMBLE, rng.randint(1, 2)))
-    return _ANSWER[p["kind"]](rng, p, way)
+        answer = tell(rng, *_any_fact(rng, p["relation"] if p["relation"] in FACTS and rng.random() < .5 else None))
+    else:
+        answer = _ANSWER[p["kind"]](rng, p, "good" if way == "rambling" else way)
+    if way == "rambling" or way != "good" and rng.random() < .5:  # so that to stop says little about being right
+        answer = " ".join([answer] + rng.sample(RAMBLE, rng.randint(1, 2)))
+    return answer
 
 
 def demonstrations(split, n, seed):
