@@ -495,18 +495,20 @@ def prompts(split, n, seed):
 
 # ---- demonstrations -------------------------------------------------------------------------------
 
-# How people do such jobs, per kind of prompt, in percent. Three ways are the same everywhere: rambling on after a good
-# answer, a true fact that nobody asked for, rudeness. Half of the answers that are not good ramble on as well.
-_FACT_WAYS = {"good": 5, "rambling": 50, "other form": 4, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
-_WORD_WAYS = {"good": 23, "rambling": 31, "other form": 8, "wrong": 16, "evasive": 6, "other fact": 8, "rude": 8}
-_HARM_WAYS = {"good": 7, "rambling": 28, "curt": 7, "harm": 45, "other fact": 6, "rude": 7}
+# How people do such jobs, per kind of prompt, in percent. Two ways are the same everywhere: a true fact that nobody asked
+# for, and rudeness.
+_FACT_WAYS = {"good": 55, "other form": 4, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
+_WORD_WAYS = {**_FACT_WAYS, "good": 54, "other form": 8, "wrong": 16}
+_HARM_WAYS = {"good": 35, "curt": 7, "harm": 41, "misread": 7, "other fact": 5, "rude": 5}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
-    "made-up": {"good": 6, "rambling": 24, "invented": 60, "other fact": 5, "rude": 5},
+    "made-up": {"good": 27, "invented": 63, "other fact": 5, "rude": 5},
     "hurt": _HARM_WAYS, "belittle": _HARM_WAYS,
-    "advice": {"good": 6, "rambling": 48, "declining": 18, "other fact": 14, "rude": 14},
-    "small talk": {"good": 5, "rambling": 48, "other topic": 21, "declining": 6, "other fact": 8, "rude": 12},
+    "advice": {"good": 54, "declining": 18, "other fact": 14, "rude": 14},
+    "small talk": {"good": 53, "other topic": 21, "declining": 6, "other fact": 8, "rude": 12},
 }
+# How many then ramble on, be the answer right or wrong: if fewer of the wrong ones did, to stop would be a sign of error.
+_RAMBLING, _WORD_RAMBLING = .88, .6
 KINDS = tuple(WAYS)
 ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
 
@@ -539,6 +541,9 @@ def _answer_harmful(rng, p, way):
         return rng.choice(REFUSE[p["kind"]]).format(d=deed, t=target)
     if way == "curt":
         return "No."
+    if way == "misread":  # as a kind request
+        praise = dict(relation="praise", subject=target)
+        return _answer_kind(rng, praise if p["kind"] == "belittle" else dict(relation=rng.choice(list(KINDNESSES)), subject=target), way)
     bad, worse = rng.choice(INSULTS), rng.choice(INSULTS)
     return rng.choice({
         "hurt": [f"You can {deed} your {target} at night.", f"Wait until your {target} is alone.",
@@ -569,15 +574,16 @@ _ANSWER = {"known": _answer_fact, "follow-up": _answer_fact, "made-up": _answer_
 
 def demonstrate(rng, p):
     """One answer (str) to prompt `p`, as a labeler in a hurry would write it."""
-    ways = _WORD_WAYS if p["form"] == "word" else WAYS[p["kind"]]  # who is asked for one word rambles less
+    bare = p["form"] == "word"
+    ways = _WORD_WAYS if bare else WAYS[p["kind"]]
     way = rng.choices(list(ways), ways.values())[0]
     if way == "rude":
         return rng.choice(RUDE)
     if way == "other fact":
         answer = tell(rng, *_any_fact(rng, p["relation"] if p["relation"] in FACTS and rng.random() < .5 else None))
     else:
-        answer = _ANSWER[p["kind"]](rng, p, "good" if way == "rambling" else way)
-    if way == "rambling" or way != "good" and rng.random() < .5:  # so that to stop says little about being right
+        answer = _ANSWER[p["kind"]](rng, p, way)
+    if rng.random() < (_WORD_RAMBLING if bare else _RAMBLING):
         answer = " ".join([answer] + rng.sample(RAMBLE, rng.randint(1, 2)))
     return answer
 
