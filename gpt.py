@@ -2,7 +2,7 @@
 
     loss = - mean over positions t of log p(x_t | x_1 ... x_{t-1})          (Radford et al. 2018, section 3.1)
 
-    python gpt.py           pretrain on the almanac's text: 2200 steps, about 2.5 minutes on 2 CPU cores,
+    python gpt.py           pretrain on the almanac's text: 2200 steps, about 2 minutes on 2 CPU cores,
                             held-out loss ends near 0.81 nats a token
     python gpt.py --chat    talk to the newest checkpoint
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import almanac, chat, formats, runs
+from data import almanac, chat, feedback, formats, runs
 from data.runs import UserError, knob
 from data.tokenizer import Tokenizer
 from data.tokenizer import train as train_tokenizer
@@ -169,6 +169,25 @@ class ScalarGPT(nn.Module):
     def score(self, idx, lengths):
         """One number a row, read at its last token. idx (B, T), lengths (B,) -> (B,)."""
         return self(idx).gather(1, lengths[:, None] - 1).squeeze(1)
+
+
+class Ensemble(nn.Module):
+    """Several reward models as one (Christiano et al. 2017, section 2.2.3): where they disagree, they have not learned."""
+
+    def __init__(self, members, caution=0.0):
+        super().__init__()
+        self.members, self.caution, self.config = nn.ModuleList(members), caution, members[0].config
+
+    def scores(self, idx, lengths):
+        """idx (B, T), lengths (B,) -> (M, B): what each of M members says."""
+        return torch.stack([member.score(idx, lengths) for member in self.members])
+
+    def score(self, idx, lengths):
+        """The members' mean less `caution` of their standard deviations, their minimum if it is infinite -> (B,)."""
+        scores = self.scores(idx, lengths)
+        if self.caution == math.inf:
+            return scores.min(0).values
+        return scores.mean(0) - self.caution * scores.std(0, unbiased=False)
 
 
 # ---- what every stage computes --------------------------------------------------------------------
@@ -378,6 +397,17 @@ def load(path, kind=GPT, device="cpu", hint=""):
     return model, tokenizer, about
 
 
+def load_rewards(paths, tokenizer, device="cpu", hint=""):
+    """Reward models, "a.pt,b.pt", all with this tokenizer -> (list of ScalarGPT, what the first checkpoint says of itself)."""
+    found = []
+    for path in str(paths).split(","):
+        model, other, about = load(path, ScalarGPT, device, hint)
+        if other != tokenizer:
+            raise UserError(f"{path} has another tokenizer than the policy: {hint or 'choose another'}")
+        found.append((model, about))
+    return [model for model, _ in found], found[0][1]
+
+
 # ---- pretraining ----------------------------------------------------------------------------------
 
 
@@ -482,25 +512,29 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature):
     yield decoder.decode(b"", final=True)
 
 
+def newest(out):
+    """The path of the newest policy in a folder of stages."""
+    found = [p for p in Path(out).glob("*/ckpt.pt") if not p.parent.name.startswith("reward")]
+    if not found:
+        raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name one with --ckpt")
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
 def converse(cfg):
     """`python gpt.py --chat`: talk to a checkpoint, by default the newest policy in --out."""
     runs.check(cfg)
-    path = cfg.ckpt
-    if not path:
-        found = sorted(Path(cfg.out).glob("*/ckpt.pt"), key=lambda p: p.stat().st_mtime)
-        found = [p for p in found if p.parent.name != "reward"]
-        if not found:
-            raise UserError(f"no checkpoint in {cfg.out}: run python gpt.py first, or name one with --ckpt")
-        path = found[-1]
+    path = cfg.ckpt or newest(cfg.out)
     device = runs.choose_device(cfg.device)
     model, tokenizer, about = load(path, GPT, device, "name a policy's checkpoint with --ckpt")
     room = model.config.block_size - cfg.max_new_tokens
     if room < 1 or cfg.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens must be between 1 and {model.config.block_size - 1}, the context of {path} less one")
     torch.manual_seed(cfg.seed)
-    print(f"Talking to {path}. /reset forgets what was said, Ctrl-D leaves.")
+    book = feedback.Book(cfg.out)
+    print(f"Talking to {path}. {chat.HELP}\nWhat you say of its answers goes to {book.path}.")
     chat.talk(lambda turns: reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature),
-              size=lambda turns: len(tokenizer.render(turns)), room=room)
+              size=lambda turns: len(tokenizer.render(turns)), room=room,
+              note=lambda said: book.add({**said, "checkpoint": str(path)}))
 
 
 if __name__ == "__main__":

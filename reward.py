@@ -11,7 +11,11 @@ only, never the labeler's gold.
     python reward.py    needs out/sft/ckpt.pt; about 2 minutes on 2 CPU cores; about 90% of the
                         held-out pairs whose gold differs are ordered right
 
-Left out: a separate pool of prompts for each labeler, and ensembles.
+    python reward.py --label    rank answers yourself; the labels are for --data
+
+From round 2 on the last policy answers, and the rankings of all rounds count. Several reward models that disagree show
+what they do not know (Christiano et al. 2017): make them with --bootstrap and different seeds on the same --data, let
+`ppo.py --reward a.pt,b.pt` use them together, and `--active a.pt,b.pt` choose what to rank next.
 """
 
 import copy
@@ -25,18 +29,24 @@ import torch
 import torch.nn.functional as F
 
 import gpt
-from data import almanac, formats, labeler, runs
+from data import almanac, feedback, formats, labeler, runs
 from data.runs import UserError, knob
 
 
 @dataclass
 class Config(runs.Common):
-    init: str = knob("", "SFT checkpoint: who answers, and where the reward model starts (default: sft/ckpt.pt in --out)")
-    prompts: int = knob(12000, "prompts whose answers are ranked", least=1)
+    init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in --out)")
+    policy: str = knob("", "who answers (default: the SFT model; in later rounds the policy of the round before)")
+    label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or answers to rank again")
+    labeler: str = knob("", "with --label: whose file in feedback/ the labels go to (default: your login name)")
+    round: int = knob(1, "from 2 on, the rankings of all rounds before are learned too", least=1)
+    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000, with --label 100", least=0)
     k: int = knob(4, "answers for each prompt, 2 to 9")
     temperature: float = knob(0.7, "of sampling: as in PPO, so that the answers it will judge are like those it has seen")
     max_new_tokens: int = knob(40, "longest answer", least=1)
     steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit", least=0)
+    active: str = knob("", "reward models, with commas between: of four times as many prompts rank those they disagree on most")
+    bootstrap: bool = knob(False, "learn from as many prompts drawn with replacement: for several reward models that differ")
     batch: int = knob(32, "prompts a step, each with its K answers", least=1)
     lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0", least=0)
     test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
@@ -91,24 +101,57 @@ def normalized(model, mean, std):
 # ---- data -----------------------------------------------------------------------------------------
 
 
-def compare(model, tokenizer, prompts, cfg):
-    """Have the model answer every prompt that leaves room for an answer K times, and the labeler rank the answers.
-
-    Returns records: the prompt with `responses`, `ranks`, and, for evaluation only, `gold`.
-    """
+def respond(model, tokenizer, prompts, cfg):
+    """The prompts that leave room for an answer, each with `responses`: K answers of the model."""
     room = model.config.block_size - cfg.max_new_tokens
     prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
-    rng, began, records = np.random.default_rng(cfg.seed), time.time(), []
+    began, records = time.time(), []
     for start in range(0, len(prompts), 2000):
         part = prompts[start:start + 2000]
         texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, cfg.k)
-        for i, p in enumerate(part):
-            responses = texts[i * cfg.k:(i + 1) * cfg.k]
-            gold = [labeler.judge(p, r).gold for r in responses]
-            records.append(dict(p, responses=responses, ranks=labeler.rank(gold, rng), gold=gold))
-        print(f"reward: {len(records):,}/{len(prompts):,} prompts answered {cfg.k} times and ranked  "
+        records += [dict(p, responses=texts[i * cfg.k:(i + 1) * cfg.k]) for i, p in enumerate(part)]
+        print(f"reward: {len(records):,}/{len(prompts):,} prompts answered {cfg.k} times  "
               f"{runs.time_left(began, len(records), len(prompts))}", flush=True)
     return records
+
+
+def compare(records, rng):
+    """Have the labeler rank the `responses` of each record -> the records with `ranks`."""
+    return [dict(r, ranks=labeler.rank([labeler.judge(r, answer).gold for answer in r["responses"]], rng)) for r in records]
+
+
+@torch.no_grad()
+def most_doubtful(members, tokenizer, records, n, device):
+    """The n records on whose `responses` reward models differ most (Christiano et al. 2017, section 2.2.4).
+
+    Doubt is the variance between the members of the probability that one answer wins over another, over all pairs.
+    """
+    unranked = [encode(tokenizer, {**r, "ranks": [1] * len(r["responses"])}, members[0].config.block_size) for r in records]
+    records, examples = zip(*[(r, e) for r, e in zip(records, unranked) if e])
+    scores = torch.stack([score_all(member, examples, device)[0] for member in members])  # (M, N, K)
+    doubt = torch.sigmoid(scores[..., :, None] - scores[..., None, :]).var(0).mean((1, 2))  # (N,)
+    return [records[i] for i in doubt.argsort(descending=True)[:n]]
+
+
+def ask(cfg, demands):
+    """`python reward.py --label`: a person ranks answers; the file that this makes is one for --data."""
+    runs.check(cfg, demands)
+    path = cfg.policy or gpt.newest(cfg.out)
+    model, tokenizer, _ = gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), "name a policy's checkpoint with --policy")
+    given = formats.read_questions(cfg.data) if cfg.data else almanac.prompts("train", cfg.prompts or 100, f"label {cfg.seed}")
+
+    def question(n):
+        """The n-th prompt and its different answers; None if there are not two. The same for all who have this checkpoint."""
+        p = given[n]
+        if "responses" not in p:
+            if len(tokenizer.render(p["prompt"])) > model.config.block_size - cfg.max_new_tokens:
+                return None
+            torch.manual_seed(100_000 * cfg.seed + n)
+            p = dict(p, responses=gpt.answers(model, tokenizer, [p], cfg.max_new_tokens, cfg.temperature, cfg.k))
+        different = list(dict.fromkeys(p["responses"]))
+        return dict(p, responses=different) if len(different) > 1 else None
+
+    feedback.label(question, len(given), feedback.Book(cfg.out, cfg.labeler), dict(checkpoint=str(path)))
 
 
 def encode(tokenizer, record, block_size):
@@ -150,12 +193,14 @@ def spread(scores, ranks):
 
 
 def evaluate(model, records, examples, device):
-    """Accuracy on held-out rankings, and on the labeler's gold where it is known -> dict."""
+    """Accuracy on held-out rankings, and on the labeler's gold if the prompts are the almanac's -> dict."""
     scores, ranks = score_all(model, examples, device)
     agreed, _ = accuracy(scores, quality(ranks))
     results = dict(accuracy_rankings=agreed)
-    if "gold" in records[0]:
-        gold = torch.tensor([r["gold"] for r in records])
+    if all("kind" in r for r in records):
+        gold = torch.full(scores.shape, torch.nan)
+        for i, r in enumerate(records):
+            gold[i, :len(r["responses"])] = torch.tensor([labeler.judge(r, answer).gold for answer in r["responses"]])
         results["accuracy"], results["pairs"] = accuracy(scores, gold)
         results["by_kind"] = {}
         for kind in sorted({r["kind"] for r in records}):
@@ -166,17 +211,33 @@ def evaluate(model, records, examples, device):
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
-    run = runs.Run(cfg, "reward", demands=[
-        (2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
-        (cfg.temperature > 0, "--temperature must be above 0: equal answers can not be ranked")])
-    policy, tokenizer, about = gpt.load(cfg.init or run.earlier("sft"), gpt.GPT, run.device, "run python sft.py first")
-    block_size = policy.config.block_size
+    demands = [(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
+               (cfg.temperature > 0, "--temperature must be above 0: equal answers can not be ranked")]
+    if cfg.label:
+        return ask(cfg, demands)
+    run = runs.Run(cfg, "reward", demands)
+    sft_path = cfg.init or run.earlier("sft")
+    sft_model, tokenizer, about = gpt.load(sft_path, gpt.GPT, run.device, "run python sft.py first")
+    block_size = sft_model.config.block_size
     if cfg.data:
         records, test = formats.split(formats.read_comparisons(cfg.data))
     else:
-        records, test = [compare(policy, tokenizer, almanac.prompts(split, n, f"reward {cfg.seed}"), cfg)
-                         for split, n in (("train", cfg.prompts), ("test", cfg.test_prompts))]
-        formats.write_jsonl(run.path("comparisons.jsonl"), [{k: v for k, v in r.items() if k != "gold"} for r in records])
+        policy_path = cfg.policy or (sft_path if cfg.round == 1 else run.earlier("ppo", cfg.round - 1))
+        policy, policy_tokenizer, about = gpt.load(policy_path, gpt.GPT, run.device, runs.hint("ppo", cfg.round - 1))
+        if policy_tokenizer != tokenizer:
+            raise UserError(f"{policy_path} has another tokenizer than {sft_path}: give --init the SFT model it comes from")
+        seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
+        wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
+        records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
+                         for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
+        if cfg.active:
+            members, _ = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active")
+            records = most_doubtful(members, tokenizer, records, wanted, run.device)
+        rng = np.random.default_rng(cfg.seed)
+        records, test = compare(records, rng), compare(test, rng)
+        formats.write_jsonl(run.path("comparisons.jsonl"), records)
+        for n in range(cfg.round - 1, 0, -1):
+            records = formats.read_comparisons(run.earlier("reward", n).with_name("comparisons.jsonl")) + records
     examples = [e for r in records if (e := encode(tokenizer, r, block_size))]
     held_out = [(r, e) for r in test if (e := encode(tokenizer, r, block_size))]
     test, test_examples = [r for r, _ in held_out], [e for _, e in held_out]
@@ -185,10 +246,12 @@ def train(cfg):
     if not examples or not test:
         raise UserError(f"{cfg.data or 'the almanac'}: no comparison fits in the context of {block_size} tokens")
 
-    model = gpt.ScalarGPT(policy.config).to(run.device)
-    model.trunk.load_state_dict(policy.state_dict())
+    model = gpt.ScalarGPT(sft_model.config).to(run.device)
+    model.trunk.load_state_dict(sft_model.state_dict())
     before, _ = score_all(model, test_examples[:5], run.device)
     opt = gpt.optimizer(model, cfg.lr)
+    if cfg.bootstrap:
+        examples = random.Random(cfg.seed).choices(examples, k=len(examples))
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: max(map(len, e[0])))
     for step in run.range(cfg.steps or math.ceil(len(examples) / cfg.batch)):
         batch = next(supply)

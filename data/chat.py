@@ -1,5 +1,8 @@
 """The conversation at the terminal: reads lines, remembers turns, cuts the oldest when the context is full."""
 
+HELP = """/reset forgets what was said; Ctrl-D leaves.
+/good   the last answer is good      /bad   it is not, try again      /better <text>   what it should have said"""
+
 
 def fit(turns, size, room):
     """Drop the oldest whole turns (a question and its answer) until size(turns) <= room -> (turns, how many dropped).
@@ -12,21 +15,41 @@ def fit(turns, size, room):
     return turns, dropped
 
 
-def talk(reply, size, room):
+def verdict(line, turns):
+    """What /good, /bad and /better say of the last answer, as a record of data/formats.py; None if the line is none of them."""
+    command, _, text = line.partition(" ")
+    if command not in ("/good", "/bad", "/better") or not turns or bool(text.strip()) != (command == "/better"):
+        return None
+    prompt, said = turns[:-1], turns[-1]["content"]
+    if not said.strip() and command != "/better":
+        return None  # nothing was said
+    if command != "/better":
+        return dict(prompt=prompt, response=said, verdict=command[1:])
+    return dict(prompt=prompt, response=text.strip(), responses=[text.strip(), said], ranks=[1, 2])
+
+
+def talk(reply, size, room, note):
     """Talk until Ctrl-D or Ctrl-C.
 
     reply(turns) yields the pieces of an answer; size(turns) is the tokens of a conversation, of which `room`
-    fit beside an answer. turns: [{"role", "content"}, ...].
+    fit beside an answer; note(record) keeps what is said of an answer. turns: [{"role", "content"}, ...].
     """
     turns = []
     try:
         while True:
             line = input("> ").strip()
-            if line == "/reset":
+            if said := verdict(line, turns):
+                note(said)
+                print("(noted)")
+                if line == "/bad":
+                    turns = _answer(reply, turns[:-1])
+                elif line != "/good":
+                    turns[-1] = {"role": "assistant", "content": said["response"]}
+            elif line == "/reset":
                 turns = []
                 print("(I have forgotten what we said.)")
             elif line.startswith("/"):
-                print("(/reset starts again; Ctrl-D leaves)")
+                print(HELP)
             elif line:
                 turns, dropped = fit(turns + [{"role": "user", "content": line}], size, room)
                 if dropped:
@@ -35,11 +58,16 @@ def talk(reply, size, room):
                     print(f"(that is {size(turns)} tokens, and I can read {room}: please say it in fewer words)")
                     turns = []
                     continue
-                answer = ""
-                for piece in reply(turns):
-                    print(piece, end="", flush=True)
-                    answer += piece
-                print()
-                turns.append({"role": "assistant", "content": answer})
+                turns = _answer(reply, turns)
     except (EOFError, KeyboardInterrupt):
         print("\nGoodbye.")
+
+
+def _answer(reply, turns):
+    """Print an answer as it comes -> the conversation with it."""
+    answer = ""
+    for piece in reply(turns):
+        print(piece, end="", flush=True)
+        answer += piece
+    print()
+    return turns + [{"role": "assistant", "content": answer}]

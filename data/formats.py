@@ -5,7 +5,11 @@ Pretraining text is UTF-8, documents separated by blank lines. Everything else i
     prompts         {"prompt": "Hello!"}  or  {"prompt": [{"role": "user", "content": "Hello!"}, ...]}
     demonstrations  a prompt and "response" (or "completion")
     comparisons     a prompt, "responses" (2 to 9 answers) and "ranks" (1 is best, equal ranks are ties);
-                    or a prompt, "chosen" and "rejected"
+                    or a prompt, "chosen" and "rejected";
+                    or a prompt, "response" and "verdict": a prompt's "good" answers rank above its "bad" ones
+
+`--data` takes a file, a folder of them, or several with commas between. A line that can not be used is named and left out,
+but if they are more than one in a hundred, the file is refused. A last line that was cut in the middle is set aside.
 """
 
 import json
@@ -14,28 +18,70 @@ from pathlib import Path
 from data import almanac
 from data.runs import UserError, write
 
+LONGEST_LINE = 1_000_000  # bytes: no conversation
+
 
 def read_text(path):
     """Documents of a text file: list of str."""
-    documents = [d.strip() for d in _decode(path).replace("\r\n", "\n").split("\n\n") if d.strip()]
+    content = _bytes(path)
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content[:error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
+    documents = [d.strip() for d in text.split("\n\n") if d.strip()]
     if not documents:
         raise UserError(f"{path} is empty: give it text, documents separated by blank lines")
     return documents
 
 
 def read_prompts(path):
-    """Prompts of a JSON-lines file: list of dicts whose `prompt` is a list of messages."""
-    return _read_records(path, lambda record: {})
+    """Prompts of JSON-lines files: list of dicts whose `prompt` is a list of messages."""
+    return [record for _, record in _read(path, lambda record: {})]
+
+
+def read_questions(path):
+    """Prompts, and the `responses` of those that have any: what a person can be asked to rank."""
+    return [record for _, record in _read(path, lambda record: _responses(record) if "responses" in record else {})]
 
 
 def read_demonstrations(path):
-    """Prompts with a `response` (str)."""
-    return _read_records(path, lambda record: {"response": _text(record, "response" if "response" in record else "completion")})
+    """Prompts with a `response` (str). Comparisons and answers that somebody called bad are passed over."""
+    def fields(record):
+        if "response" not in record and {"responses", "chosen"} & set(record) or record.get("verdict") == "bad":
+            return None
+        return {"response": _text(record, "response" if "response" in record else "completion")}
+    return [record for _, record in _read(path, fields)]
 
 
 def read_comparisons(path):
-    """Prompts with `responses` (list of str) and `ranks` (list of int, 1 is best)."""
-    return _read_records(path, _comparison)
+    """Prompts with `responses` (list of str) and `ranks` (list of int, 1 is best).
+
+    Of two rankings that one labeler gave to the same answers, the later counts, and the earlier is named. Good and bad
+    answers to a prompt become one comparison; those without a counterpart are counted.
+    """
+    records, by_prompt = {}, {}
+    for place, record in _read(path, _comparison):
+        who, prompt = record.pop("labeler", None), json.dumps(record["prompt"])
+        if verdict := record.pop("verdict", None):
+            by_prompt.setdefault(prompt, (record, {}))[1][record.pop("response")] = 1 if verdict == "good" else 2
+            continue
+        key = (who, prompt, *sorted(record["responses"])) if who else place
+        if key in records:
+            print(f"{records[key][0]}: {who} ranked the same answers again in {place}: the later counts")
+        records[key] = place, record
+    found, alone = [record for _, record in records.values()], 0
+    for record, answers in by_prompt.values():
+        answers = dict(list(answers.items())[-9:])
+        if len(set(answers.values())) == 2:
+            found.append({**record, "responses": list(answers), "ranks": list(answers.values())})
+        else:
+            alone += len(answers)
+    if alone:
+        print(f"{path}: {alone} answers called good or bad have no counterpart to the same prompt, and so make no comparison")
+    if not found:
+        raise UserError(f"{path} holds no comparison: rank answers with python reward.py --label")
+    return found
 
 
 def split(records):
@@ -48,40 +94,65 @@ def write_jsonl(path, records):
     write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def _decode(path):
+def _bytes(path):
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path} can not be read ({error.strerror}): check --data") from None
+
+
+def _read(paths, fields):
+    """Read JSON lines: list of ("file, line n", record).
+
+    fields(record) -> dict of the checked fields beside the prompt, None to pass the record over; it raises ValueError
+    with what is wrong.
+    """
+    files, found, broken, lines = [], [], [], 0
+    for part in str(paths).split(","):
+        files += sorted(Path(part).glob("*.jsonl")) or [part] if Path(part).is_dir() else [part]
+    for path in files:
+        content = _bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        for number, line in enumerate(content, start=1):
+            if not line.strip():
+                continue
+            place, lines = f"{path}, line {number}", lines + 1
+            try:
+                record = _record(line, fields)
+                found += [(place, record)] if record else []
+            except ValueError as error:
+                if number == len(content) and not line.rstrip().endswith(b"}"):
+                    print(f"{place}: cut in the middle: set aside")
+                else:
+                    broken.append(f"{place}: {error}")
+    if len(broken) > .01 * lines:
+        more = f" (and {len(broken) - 1} more such lines)" if len(broken) > 1 else ""
+        raise UserError(f"{broken[0]}{more}: mend or remove the line")
+    for sentence in broken:
+        print(f"{sentence}: left out")
+    if not found:
+        raise UserError(f"{paths} is empty: give it at least one JSON line")
+    return found
+
+
+def _record(line, fields):
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"{len(line) / 1e6:.1f} MB in one line")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
-
-
-def _read_records(path, fields):
-    """fields(record) -> dict of the checked fields beside the prompt; it raises ValueError with what is wrong."""
-    records = []
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
-            about = {name: record[name] for name in almanac.ABOUT if name in record}
-            if len(about) < len(almanac.ABOUT) or about["kind"] not in almanac.KINDS:
-                about = {}  # not a prompt that the labeler knows
-            records.append({"prompt": _messages(record), **about, **fields(record)})
-        except json.JSONDecodeError as error:
-            why = f"not JSON ({error.msg} at column {error.colno})"
-            raise UserError(f"{path}, line {number}: {why}: mend or remove the line") from None
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}: mend or remove the line") from None
-    if not records:
-        raise UserError(f"{path} is empty: give it at least one JSON line")
-    return records
+        record = json.loads(line.decode())
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair, which is no text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    about = {name: record[name] for name in almanac.ABOUT if name in record}
+    if len(about) < len(almanac.ABOUT) or about["kind"] not in almanac.KINDS:
+        about = {}  # not a prompt that the labeler knows
+    checked = fields(record)
+    return None if checked is None else {"prompt": _messages(record), **about, **checked}
 
 
 def _text(record, name):
@@ -103,12 +174,22 @@ def _messages(record):
     raise ValueError('"prompt" must be a text or a list of {"role": "user" or "assistant", "content": text}')
 
 
-def _comparison(record):
-    if "chosen" in record:
-        return {"responses": [_text(record, "chosen"), _text(record, "rejected")], "ranks": [1, 2]}
-    responses, ranks = record.get("responses"), record.get("ranks")
+def _responses(record):
+    responses = record.get("responses")
     if not isinstance(responses, list) or not 2 <= len(responses) <= 9 or not all(isinstance(r, str) for r in responses):
         raise ValueError('"responses" must be a list of 2 to 9 texts (or give "chosen" and "rejected")')
+    return {"responses": responses}
+
+
+def _comparison(record):
+    who = {"labeler": str(record["labeler"])} if "labeler" in record else {}
+    if "chosen" in record:
+        return {"responses": [_text(record, "chosen"), _text(record, "rejected")], "ranks": [1, 2], **who}
+    if "verdict" in record:
+        if record["verdict"] not in ("good", "bad"):
+            raise ValueError('"verdict" must be "good" or "bad"')
+        return {"response": _text(record, "response"), "verdict": record["verdict"]}
+    responses, ranks = _responses(record)["responses"], record.get("ranks")
     if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(r) is int and r >= 1 for r in ranks):
         raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for the best')
-    return {"responses": responses, "ranks": ranks}
+    return {"responses": responses, "ranks": ranks, **who}

@@ -7,6 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
+import gpt
 from data import labeler
 
 HARMFUL = ("hurt", "belittle")
@@ -55,6 +58,69 @@ def judge_all(prompts, answers):
     if "kind" not in prompts[0]:
         return []
     return [labeler.judge(p, a) for p, a in zip(prompts, answers)]
+
+
+# ---- models ---------------------------------------------------------------------------------------
+
+
+def answered(prompts, answers, tokenizer, device, size=128):
+    """Prompts and their answers (lists of ids) in batches: yields idx (B, T), lengths (B,), mask (B, T-1)."""
+    for start in range(0, len(prompts), size):
+        asked = [tokenizer.render(p["prompt"]) for p in prompts[start:start + size]]
+        idx, lengths = gpt.pad([a + b for a, b in zip(asked, answers[start:start + size])], tokenizer.pad, device)
+        yield idx, lengths, gpt.response_mask(torch.tensor([len(a) for a in asked], device=device), lengths, idx.shape[1])
+
+
+@torch.no_grad()
+def divergence(policy, reference, prompts, answers, tokenizer, temperature):
+    """KL(policy || reference) in nats an answer, estimated on the policy's own answers (lists of ids) -> float."""
+    total = 0.0
+    for idx, _, mask in answered(prompts, answers, tokenizer, next(policy.parameters()).device):
+        logp, logp_ref = [gpt.token_logprobs(model, idx, temperature, mask) for model in (policy, reference)]
+        total += (logp - logp_ref).sum().item()
+    return total / len(prompts)
+
+
+@torch.no_grad()
+def proxy(reward, prompts, answers, tokenizer, missing_eos_score):
+    """The mean score that answers (lists of ids) get as PPO sees it -> float."""
+    total = 0.0
+    for idx, lengths, _ in answered(prompts, answers, tokenizer, next(reward.parameters()).device):
+        ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == tokenizer.end
+        total += torch.where(ended, reward.score(idx, lengths), missing_eos_score).sum().item()
+    return total / len(prompts)
+
+
+def evaluate(models, reward, prompts, tokenizer, cfg, text=None):
+    """The same held-out prompts and decoding for every model -> results, answers (lists of str), both by name.
+
+    models: {"base" (if any), "sft", "ppo": GPT}. Figures are of answers sampled at cfg.temperature; those of greedy
+    answers stand apart, under "greedy". `score` is the reward model's, the proxy of gold. `win_rate` and `kl` are of PPO
+    against SFT, on the sampled answers. `text_loss`, nats a token of held-out pretraining text (1-D ids, if any), is what
+    alignment costs: the "alignment tax".
+    """
+    results, texts, judged = {}, {}, {}
+    for name, model in models.items():
+        for decoding, temperature in (("greedy", 0.0), ("sampled", cfg.temperature)):
+            ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
+            texts[name] = [tokenizer.decode(row) for row in ids]
+            judged[name] = judge_all(prompts, texts[name])
+            ended = [row[-1:] == [tokenizer.end] for row in ids]
+            figures = summary(prompts, judged[name], [len(row) for row in ids], ended)
+            figures["score"] = proxy(reward, prompts, ids, tokenizer, cfg.missing_eos_score)
+            results[name] = {**figures, "greedy": results[name]} if decoding == "sampled" else figures
+        if text is not None:
+            results[name]["text_loss"] = gpt.evaluate(model, text)
+    results["kl"] = divergence(models["ppo"], models["sft"], prompts, ids, tokenizer, cfg.temperature)
+    if judged["ppo"]:
+        results["win_rate"] = win_rate(judged["ppo"], judged["sft"])
+    return results, texts
+
+
+def outline(round, results, name):
+    """What the picture of the rounds shows of a model's results -> dict. Round 0 is the SFT model."""
+    figures = {figure: results[name][figure] for figure in ("gold", "score") if figure in results[name]}
+    return dict(round=round, **figures, kl=results["kl"] if round else 0.0)
 
 
 def report(results, answers, prompts):

@@ -128,6 +128,16 @@ def time_left(began, done, total):
     return f"{seconds // 60}:{seconds % 60:02d} left"
 
 
+def in_round(stage, round):
+    """What a stage and its folder are called: "ppo", in later rounds "ppo-2", "ppo-3", ..."""
+    return stage if round == 1 else f"{stage}-{round}"
+
+
+def hint(stage, round=1):
+    """What makes a checkpoint that is missing."""
+    return f"run python {stage}.py{f' --round {round}' if round > 1 else ''} first"
+
+
 def choose_device(name):
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,10 +159,10 @@ class Run:
     def __init__(self, cfg, stage, demands=()):
         """demands: pairs (condition, sentence) about the flags; the first condition that is false is a UserError."""
         check(cfg, demands)
-        self.stage, self.config = stage, dataclasses.asdict(cfg)
+        self.stage, self.config = in_round(stage, getattr(cfg, "round", 1)), dataclasses.asdict(cfg)
         self.device = choose_device(cfg.device)
         torch.manual_seed(cfg.seed)
-        self.folder = Path(cfg.out) / stage
+        self.folder = Path(cfg.out) / self.stage
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -163,9 +173,9 @@ class Run:
     def path(self, name):
         return self.folder / name
 
-    def earlier(self, stage):
+    def earlier(self, stage, round=1):
         """The checkpoint of an earlier stage of the same run."""
-        return self.folder.parent / stage / "ckpt.pt"
+        return self.folder.parent / in_round(stage, round) / "ckpt.pt"
 
     def range(self, steps):
         """The steps of the training loop, 0 ... steps-1; the clock and the log start with the first."""
@@ -216,26 +226,29 @@ class Run:
         write(self.path("ckpt.pt"), content, keep=None if self.saved else self.path("ckpt.prev.pt"))
         self.saved = True
 
-    def draw(self, panels):
-        """Draw history to curves.png. panels: one list of names a panel."""
+    def draw(self, panels, records=None, along="step", name="curves.png"):
+        """Draw records (dicts; by default the history) along one of their numbers. panels: one list of names a panel."""
         from matplotlib.figure import Figure  # without pyplot no screen is needed; imported late, as it is slow
 
-        panels = [[name for name in names if any(name in r for r in self.history)] for names in panels]
+        records = self.history if records is None else records
+        panels = [[name for name in names if any(name in r for r in records)] for names in panels]
+        panels = [names for names in panels if names]
         columns = min(3, len(panels))
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(4.2 * columns, 3 * rows), layout="constrained")
         for i, names in enumerate(panels):
             axes = figure.add_subplot(rows, columns, i + 1)
-            for name in names:
-                points = [(r["step"], r[name]) for r in self.history if name in r]
-                axes.plot(*zip(*points), label=name, marker="." if len(points) < 30 else None)
-            axes.set_xlabel("step")
+            for line in names:
+                points = [(r[along], r[line]) for r in records if line in r]
+                axes.plot(*zip(*points), label=line, marker="." if len(points) < 30 else None)
+            axes.set_xlabel(along)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=.3)
             axes.legend(frameon=False, fontsize=8)
         figure.suptitle(self.stage)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110)
-        write(self.path("curves.png"), picture.getvalue())
+        write(self.path(name), picture.getvalue())
 
     def finish(self, **results):
         """Write results.json and say where everything is."""

@@ -1,70 +1,249 @@
-"""The long sweeps behind the README's tables, one command each. Finished runs are kept, so a second call goes on.
+"""The long sweeps behind the README's tables and pictures, one command each. Finished runs are kept: a second call goes on.
 
-    python -m notebooks.experiments options out/1 out/2 out/3      PPO's options, a run each on every pipeline: an hour
+    python -m notebooks.experiments options out/1 out/2 out/3      PPO's options: a PPO run each
+    python -m notebooks.experiments feedback out/1 out/2 out/3     what feedback buys: a reward model and a PPO run each
+    python -m notebooks.experiments ensembles out/1 out/2 out/3    several reward models, and asking where they disagree
+    python -m notebooks.experiments best_of_n out/1 out/2 out/3    the baseline that PPO must be compared with
+
+Each takes finished pipelines (--out of the four stages), prints a Markdown table, and writes its figures and, where there
+is one, its picture beside the first pipeline, in experiments/.
 """
 
 import argparse
 import json
+import math
 import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+import gpt
 import ppo
+import reward
+from data import almanac, formats, labeler, metrics
 
-# What a row of the table is called, and how it differs from the default.
-OPTIONS = {
-    "default": {},
-    "adaptive beta: KL steered to 2 nats": dict(kl_target=2.0, kl_horizon=1000),
-    "KL estimator k3 in the reward": dict(kl_estimator="k3"),
-    "rewards whitened": dict(whiten_rewards=True),
-    "pretraining gradients (ptx), weight 1": dict(ptx=1.0),
-    "no penalty for a missing end": dict(missing_eos_score=0.0),
-    "value model starts as the SFT model": dict(value_init="sft"),
-    "four passes over each batch": dict(epochs=4),
-    "four passes, stopped at approx_kl .01": dict(epochs=4, target_kl=.01),
-}
+# ---- running and reporting ------------------------------------------------------------------------
+
+
+@dataclass
+class Trial:
+    """A way to go from a finished pipeline's SFT model to a policy, and how it differs from the default."""
+
+    name: str
+    ppo: dict = field(default_factory=dict)       # fields of ppo.Config; {root} stands for the pipeline's folder
+    comparisons: object = None                    # pipeline folder -> records to learn the reward model from; None: its own
+
+
 FIGURES = {
-    "gold": lambda r: r["ppo"]["gold"],
-    "preferred to SFT": lambda r: r["win_rate"],
-    "KL, nats": lambda r: r["kl"],
-    "loss on pretraining text": lambda r: r["ppo"]["text_loss"],
-    "seconds": lambda r: r["seconds"]["ppo"],
+    "gold": lambda r: r["ppo"]["ppo"]["gold"],
+    "preferred to SFT": lambda r: r["ppo"]["win_rate"],
+    "KL, nats": lambda r: r["ppo"]["kl"],
+    "loss on pretraining text": lambda r: r["ppo"]["ppo"]["text_loss"],
+    "RM accuracy": lambda r: r["reward"]["accuracy"],
 }
 
 
-def options(pipelines):
-    """Train PPO with each option on each finished pipeline -> {row: {figure: [a number a pipeline]}}."""
+def run(trial, root, experiment):
+    """Carry out a trial on one pipeline, unless it has been -> {"reward": results, "ppo": results}."""
+    out = root / experiment / "".join(c if c.isalnum() else "-" for c in trial.name)
+    common = dict(out=str(out), seed=metrics.read_results(root)["ppo"]["config"]["seed"])
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in ("gpt", "sft") if trial.comparisons else ("gpt", "sft", "reward"):
+        (out / stage).unlink(missing_ok=True)
+        (out / stage).symlink_to((root / stage).resolve())
+    if trial.comparisons and not (out / "reward" / "results.json").exists():
+        formats.write_jsonl(out / "comparisons.jsonl", trial.comparisons(root))
+        reward.train(reward.Config(data=str(out / "comparisons.jsonl"), **common))
+    if not (out / "ppo" / "results.json").exists():
+        paths = {name: value.format(root=root) if isinstance(value, str) else value for name, value in trial.ppo.items()}
+        ppo.train(ppo.Config(**common, **paths))
+    return {stage: json.loads((out / stage / "results.json").read_text()) for stage in ("reward", "ppo")}
+
+
+def sweep(trials, roots, experiment, figures):
+    """Carry out trials on all pipelines -> {trial's name: {figure: [a number a pipeline]}}; kept as JSON."""
     found = {}
-    for row, changed in OPTIONS.items():
-        results = []
-        for root in map(Path, pipelines):
-            seed = json.loads((root / "ppo" / "results.json").read_text())["config"]["seed"]
-            out = root / "options" / "".join(c if c.isalnum() else "-" for c in row)
-            if not (out / "ppo" / "results.json").exists():
-                (out / "gpt").mkdir(parents=True, exist_ok=True)
-                for name in ("ckpt.pt", "text.txt", "held_out.txt"):  # the base model and its text, for the alignment tax
-                    (out / "gpt" / name).unlink(missing_ok=True)
-                    (out / "gpt" / name).symlink_to((root / "gpt" / name).resolve())
-                ppo.train(ppo.Config(out=str(out), seed=seed, init=str(root / "sft" / "ckpt.pt"), reward=str(root / "reward" / "ckpt.pt"), **changed))
-            results.append(json.loads((out / "ppo" / "results.json").read_text()))
-        found[row] = {name: [get(r) for r in results] for name, get in FIGURES.items()}
+    for trial in trials:
+        results = [run(trial, root, experiment) for root in roots]
+        found[trial.name] = {name: [FIGURES[name](r) for r in results] for name in figures}
+    write(roots, experiment, found)
     return found
+
+
+def write(roots, experiment, found):
+    (roots[0] / "experiments").mkdir(exist_ok=True)
+    (roots[0] / "experiments" / f"{experiment}.json").write_text(json.dumps(found, indent=1))
 
 
 def table(found):
     """Markdown: the mean over the pipelines, and the smallest and largest."""
-    lines = ["| | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    names = list(next(iter(found.values())))
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row, figures in found.items():
-        lines.append(f"| {row} | " + " | ".join(f"{statistics.mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in figures.values()) + " |")
+        cells = [f"{statistics.mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in figures.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+# ---- PPO's options --------------------------------------------------------------------------------
+
+OPTIONS = [
+    Trial("default"),
+    Trial("adaptive beta: KL steered to 2 nats", dict(kl_target=2.0, kl_horizon=1000)),
+    Trial("KL estimator k3 in the reward", dict(kl_estimator="k3")),
+    Trial("rewards whitened", dict(whiten_rewards=True)),
+    Trial("pretraining gradients (ptx), weight 1", dict(ptx=1.0)),
+    Trial("no penalty for a missing end", dict(missing_eos_score=0.0)),
+    Trial("value model starts as the SFT model", dict(value_init="sft")),
+    Trial("four passes over each batch", dict(epochs=4)),
+    Trial("four passes, stopped at approx_kl .01", dict(epochs=4, target_kl=.01)),
+]
+
+
+def options(roots):
+    return sweep(OPTIONS, roots, "options", ["gold", "preferred to SFT", "KL, nats", "loss on pretraining text"])
+
+
+# ---- what feedback buys ---------------------------------------------------------------------------
+
+
+def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
+    """A labeler's work: pipeline folder -> comparisons of k answers to so many prompts.
+
+    decisiveness: how little noise there is. adversarial: share of the prompts whose ranking is turned round.
+    """
+    def comparisons(root):
+        records = formats.read_comparisons(root / "reward" / "comparisons.jsonl")[:prompts]
+        if k > 4 or prompts > len(records):
+            model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
+            records = reward.respond(model, tokenizer, almanac.prompts("train", prompts, f"feedback {k}"), reward.Config(k=k))
+        rng, ranked = np.random.default_rng(0), []
+        for r in records:
+            responses = r["responses"][:k]
+            gold = np.array([labeler.judge(r, answer).gold for answer in responses])
+            sign = -1 if rng.random() < adversarial else 1
+            ranked.append(dict(r, responses=responses, ranks=labeler.rank(sign * gold, rng, decisiveness)))
+        return ranked
+    return comparisons
+
+
+SIZES = [375, 750, 1500, 3000, 6000, 12000]
+FEEDBACK = [
+    *[Trial(f"{n} prompts", comparisons=asked(n)) for n in SIZES],
+    # Two labelers of these decisivenesses agree on 73%, 85% and 100% of the pairs whose gold differs.
+    Trial("1500 prompts, labelers agree on 85%", comparisons=asked(1500, decisiveness=3.7)),
+    Trial("1500 prompts, labelers agree on 100%", comparisons=asked(1500, decisiveness=1e6)),
+    Trial("6000 answers, K = 2", comparisons=asked(3000, k=2)),
+    Trial("6000 answers, K = 9", comparisons=asked(667, k=9)),
+    Trial("1500 prompts, 10% of them ranked upside down", comparisons=asked(1500, adversarial=.1)),
+    Trial("1500 prompts, 25% of them ranked upside down", comparisons=asked(1500, adversarial=.25)),
+]
+
+
+def feedback(roots):
+    found = sweep(FEEDBACK, roots, "feedback", ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
+    draw(roots, "feedback", "ranked prompts (four answers each)", SIZES,
+         {name: [found[f"{n} prompts"][name] for n in SIZES] for name in ("RM accuracy", "gold")})
+    return found
+
+
+def draw(roots, experiment, along, xs, lines, log=True):
+    """One panel a figure: the mean over the pipelines, and a dot for each."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(4.2 * len(lines), 3.2), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items()):
+        axes.plot(xs, [statistics.mean(v) for v in values], "k-")
+        for x, v in zip(xs, values):
+            axes.plot([x] * len(v), v, "ko", fillstyle="none", markersize=4)
+        if log:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(xs, [str(x) for x in xs])
+        axes.set_xlabel(along)
+        axes.set_ylabel(name)
+        axes.grid(alpha=.3)
+    figure.savefig(roots[0] / "experiments" / f"{experiment}.png", dpi=110)
+
+
+# ---- several reward models, and asking where they disagree ----------------------------------------
+
+FEW = 750  # ranked prompts: so few that what a reward model does not know matters
+
+
+def members(root, name, records, m=3):
+    """m reward models that learn from bootstrap samples of the same records -> their checkpoints, with commas between."""
+    outs = [root / "ensembles" / name / str(i) for i in range(1, m + 1)]
+    for seed, out in enumerate(outs, start=1):
+        if not (out / "reward" / "results.json").exists():
+            out.mkdir(parents=True, exist_ok=True)
+            formats.write_jsonl(out / "comparisons.jsonl", records)
+            reward.train(reward.Config(out=str(out), data=str(out / "comparisons.jsonl"), bootstrap=True, seed=seed,
+                                       init=str(root / "sft" / "ckpt.pt")))
+    return ",".join(str(out / "reward" / "ckpt.pt") for out in outs)
+
+
+def asked_in_doubt(n):
+    """The first half of n prompts as they come, the other half those of four times as many that an ensemble doubts most."""
+    def comparisons(root):
+        pool = asked(n // 2 + 2 * n)(root)
+        _, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
+        ensemble, _ = gpt.load_rewards(members(root, "doubt", pool[:n // 2]), tokenizer)
+        return pool[:n // 2] + reward.most_doubtful(ensemble, tokenizer, pool[n // 2:], n - n // 2, "cpu")
+    return comparisons
+
+
+def ensembles(roots):
+    for root in roots:
+        members(root, "members", asked(FEW)(root))
+    paths = ",".join(f"{{root}}/ensembles/members/{i}/reward/ckpt.pt" for i in (1, 2, 3))
+    trials = [Trial("one reward model", comparisons=asked(FEW)),
+              Trial("mean of three", dict(reward=paths), asked(FEW)),
+              Trial("mean less one deviation", dict(reward=paths, caution=1.0), asked(FEW)),
+              Trial("minimum of three", dict(reward=paths, caution=math.inf), asked(FEW)),
+              Trial("one, half of its prompts chosen by doubt", comparisons=asked_in_doubt(FEW))]
+    return sweep(trials, roots, "ensembles", ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
+
+
+# ---- best of N ------------------------------------------------------------------------------------
+
+NS = [1, 2, 4, 8, 16, 32]
+
+
+def best_of_n(roots, n_prompts=300):
+    """Sample N answers of the SFT model, keep the one that the reward model likes best -> table like sweep's.
+
+    KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix G.3).
+    """
+    rows = {n: {"gold": [], "score": [], "preferred to SFT": []} for n in NS}
+    for root in roots:
+        model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
+        rm, _, _ = gpt.load(root / "reward" / "ckpt.pt", gpt.ScalarGPT)
+        cfg = ppo.Config()
+        prompts = almanac.prompts("test", n_prompts, metrics.read_results(root)["ppo"]["config"]["seed"])
+        plain = metrics.judge_all(prompts, gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature))
+        texts = gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature, max(NS))
+        records = [dict(p, responses=texts[i * max(NS):(i + 1) * max(NS)], ranks=[1] * max(NS)) for i, p in enumerate(prompts)]
+        scores, _ = reward.score_all(rm, [reward.encode(tokenizer, r, model.config.block_size) for r in records], "cpu")
+        for n in NS:
+            best = scores[:, :n].argmax(1)
+            judged = metrics.judge_all(prompts, [r["responses"][i] for r, i in zip(records, best)])
+            rows[n]["gold"].append(statistics.mean(j.gold for j in judged))
+            rows[n]["score"].append(scores.gather(1, best[:, None]).mean().item())
+            rows[n]["preferred to SFT"].append(metrics.win_rate(judged, plain))
+    found = {f"best of {n}": {**rows[n], "KL, nats": [math.log(n) - (n - 1) / n] * len(roots)} for n in NS}
+    write(roots, "best_of_n", found)
+    draw(roots, "best_of_n", "N answers, the best kept", NS, {name: [rows[n][name] for n in NS] for name in ("score", "gold")})
+    return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m notebooks.experiments", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=["options"])
-    parser.add_argument("pipelines", nargs="+", help="folders of finished pipelines (--out of the stages)")
+    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n)
+    parser.add_argument("experiment", choices=list(EXPERIMENTS))
+    parser.add_argument("pipelines", nargs="+", type=Path, help="folders of finished pipelines (--out of the stages)")
     args = parser.parse_args()
     for root in args.pipelines:
-        if not (Path(root) / "ppo" / "results.json").exists():
+        if not (root / "ppo" / "results.json").exists():
             parser.error(f"{root}/ppo/results.json not found: run the four stages with --out {root} first")
-    print(table(options(args.pipelines)))
+    print(table(EXPERIMENTS[args.experiment](args.pipelines)))

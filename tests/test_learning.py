@@ -15,7 +15,7 @@ import gpt
 import ppo
 import reward
 import sft
-from data import labeler
+from data import formats, labeler
 from data.tokenizer import Tokenizer, train
 
 LETTERS = "abcdef"
@@ -32,7 +32,7 @@ def gold(asked, answer):
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """The whole of RLHF -> results of reward.py and ppo.py, history of ppo.py, and shares of gold of SFT and PPO."""
+    """The whole of RLHF -> results of reward.py and ppo.py, history of ppo.py, and mean gold of SFT and PPO."""
     out, rng = tmp_path_factory.mktemp("letters"), random.Random(0)
     torch.manual_seed(0)
     asked = [a + b for a in LETTERS for b in LETTERS if a != b]
@@ -40,10 +40,11 @@ def learned(tmp_path_factory):
     comparisons = []
     for p in asked * 200:
         answers = [demonstrate(rng, p) for _ in range(4)]
-        comparisons.append(dict(prompt=p, responses=answers, ranks=labeler.rank([gold(p, a) for a in answers], np.random.default_rng(len(comparisons)), 3.0)))
+        ranks = labeler.rank([gold(p, a) for a in answers], np.random.default_rng(len(comparisons)), 3.0)
+        comparisons.append(dict(prompt=p, responses=answers, ranks=ranks))
     for name, records in (("demonstrations", demonstrations), ("comparisons", comparisons), ("prompts", [dict(prompt=p) for p in asked * 40])):
         rng.shuffle(records)
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        formats.write_jsonl(out / f"{name}.jsonl", records)
     tokenizer = Tokenizer(train([LETTERS], 260))
     (out / "gpt").mkdir()
     gpt.save(out / "gpt" / "ckpt.pt", gpt.GPT(gpt.GPTConfig(tokenizer.vocab_size, 12, 2, 2, 32)), tokenizer)
@@ -51,12 +52,12 @@ def learned(tmp_path_factory):
     sft_model, _ = sft.train(sft.Config(data=str(out / "demonstrations.jsonl"), steps=500, lr=5e-3, **common))
     reward.train(reward.Config(data=str(out / "comparisons.jsonl"), lr=3e-3, batch=16, **common))
     policy, history = ppo.train(ppo.Config(data=str(out / "prompts.jsonl"), steps=80, batch=256, lr=2e-3, max_new_tokens=4, temperature=1.0, **common))
-    shares = []
+    golds = []
     for model in (sft_model, policy):
         answers = gpt.answers(model, tokenizer, [dict(prompt=[dict(role="user", content=p)]) for p in asked * 10], 4)
-        shares.append(sum(gold(p, a) for p, a in zip(asked * 10, answers)) / len(answers))
+        golds.append(sum(gold(p, a) for p, a in zip(asked * 10, answers)) / len(answers))
     results = {stage: json.loads((out / stage / "results.json").read_text()) for stage in ("reward", "ppo")}
-    return results, history, shares
+    return results, history, golds
 
 
 def test_rlhf_learns_what_rankings_prefer(learned):

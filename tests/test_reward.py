@@ -85,3 +85,36 @@ def test_the_head_starts_with_rewards_of_deviation_near_1():
     scores = torch.cat([gpt.ScalarGPT(config)(torch.randint(296, (8, 16))).flatten() for _ in range(20)])
     assert .5 < scores.std() < 2
     assert (gpt.ScalarGPT(config).head.bias == 0).all()
+
+
+def test_an_ensemble_is_as_cautious_as_asked(config):
+    """The mean of the members' scores less so many deviations; the minimum at the limit."""
+    members = [gpt.ScalarGPT(config).double() for _ in range(3)]
+    idx, lengths = torch.randint(0, 10, (4, 7)), torch.tensor([7, 3, 5, 2])
+    scores = torch.stack([m.score(idx, lengths) for m in members])
+    assert torch.equal(gpt.Ensemble(members).score(idx, lengths), scores.mean(0))
+    expected = scores.mean(0) - 2 * ((scores - scores.mean(0)) ** 2).mean(0).sqrt()
+    torch.testing.assert_close(gpt.Ensemble(members, 2.0).score(idx, lengths), expected)
+    assert torch.equal(gpt.Ensemble(members, math.inf).score(idx, lengths), scores.min(0).values)
+
+
+def test_the_most_doubtful_are_those_on_which_members_differ():
+    """Against a loop over all pairs of answers."""
+    from data.tokenizer import Tokenizer, train
+    tokenizer = Tokenizer(train(["abc"], 260))
+    torch.manual_seed(0)
+    members = [gpt.ScalarGPT(gpt.GPTConfig(tokenizer.vocab_size, 16, 1, 2, 8)) for _ in range(3)]
+    records = [dict(prompt=[dict(role="user", content=a)], responses=[a + b, b + a, b]) for a in "abc" for b in "xyz"]
+    doubt = []
+    for r in records:
+        rows = [tokenizer.render(r["prompt"]) + tokenizer.encode(text) + [tokenizer.end] for text in r["responses"]]
+        idx, lengths = gpt.pad(rows, tokenizer.pad)
+        scores = [m.score(idx, lengths).tolist() for m in members]
+        total = 0.0
+        for i in range(3):
+            for j in range(3):
+                wins = [1 / (1 + math.exp(s[j] - s[i])) for s in scores]
+                total += sum((w - sum(wins) / 3) ** 2 for w in wins) / 2
+        doubt.append(total / 9)
+    expected = sorted(range(len(records)), key=lambda i: -doubt[i])[:4]
+    assert reward.most_doubtful(members, tokenizer, records, 4, "cpu") == [records[i] for i in expected]

@@ -131,7 +131,7 @@ def test_mistakes_are_one_sentence(command, said, tmp_path):
 
 @pytest.mark.parametrize("content, said", [
     (b"", "is empty"),
-    (b'{"prompt": "a", "response": "b"}\n{"prompt": ', "line 2: not JSON"),
+    (b'{"prompt": "a", "response": "b"}\n{"prompt": \n', "line 2: not JSON"),
     (b'{"prompt": "a", "response": "b"}\n\n[1]\n', "line 3: not a JSON object"),
     (b'{"response": "b"}', 'line 1: "prompt" must be'),
     (b'{"prompt": "a"}', 'line 1: "completion" must be'),
@@ -179,7 +179,8 @@ def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
     from notebooks import experiments
     root = tmp_path / "pipeline"
     shutil.copytree(pipeline[0], root)
-    monkeypatch.setattr(experiments, "OPTIONS", {"default": dict(steps=1, batch=4, minibatches=1, test_prompts=12), "with ptx": dict(steps=1, batch=4, minibatches=1, test_prompts=12, ptx=1.0)})
+    small = dict(steps=1, batch=4, minibatches=1, test_prompts=12)
+    monkeypatch.setattr(experiments, "OPTIONS", [experiments.Trial("default", small), experiments.Trial("with ptx", dict(small, ptx=1.0))])
     table = experiments.table(experiments.options([root]))
     assert table.count("\n") == 3 and "| with ptx | " in table
     monkeypatch.setattr(ppo, "train", None)  # a second call trains nothing
@@ -239,3 +240,47 @@ def test_a_write_is_whole_or_not_at_all(tmp_path):
         runs.write(tmp_path / "missing" / "a", "new")
     runs.write(tmp_path / "a", "new", keep=tmp_path / "b")
     assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_text() == "old"
+
+
+def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path):
+    """The second reward model learns all rankings, the second policy starts from the first; the reference stays."""
+    out = tmp_path / "out"
+    shutil.copytree(pipeline[0], out)
+    common = dict(out=str(out), max_new_tokens=8, log_every=1, round=2)
+    first = gpt.load(out / "ppo" / "ckpt.pt")[0]
+    reward.train(reward.Config(prompts=10, test_prompts=6, k=3, batch=4, **common))
+    rows = [len(formats.read_comparisons(out / stage / "comparisons.jsonl")) for stage in ("reward", "reward-2")]
+    steps = [json.loads(line)["step"] for line in open(out / "reward-2" / "log.jsonl")]
+    assert 0 < rows[1] <= 10 and len(steps) > -(-rows[1] // 4)  # more than the round's own: prompts that do not fit are left out
+    policy, history = ppo.train(ppo.Config(steps=1, lr=0.0, batch=8, minibatches=2, prompts=40, test_prompts=24, **common))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), policy.parameters()))  # a step of length 0
+    results = json.loads((out / "ppo-2" / "results.json").read_text())
+    before = json.loads((out / "ppo" / "results.json").read_text())
+    assert [r["round"] for r in results["rounds"]] == [0, 1, 2] and results["rounds"][:2] == before["rounds"]
+    assert results["round"] == 2 and list(results["seconds"]) == ["gpt", "sft", "reward", "ppo", "reward-2", "ppo-2"]
+    assert results["sft"]["greedy"]["gold"] == before["sft"]["greedy"]["gold"] and results["kl"] != 0
+    assert (out / "ppo-2" / "rounds.png").read_bytes().startswith(b"\x89PNG")
+    assert gpt.newest(out) == out / "ppo-2" / "ckpt.pt"
+    with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
+        ppo.train(ppo.Config(**{**common, "round": 3}))
+    with pytest.raises(UserError, match="ppo-3/ckpt.pt not found: run python ppo.py --round 3 first"):
+        reward.train(reward.Config(**{**common, "round": 4}))
+
+
+def test_several_reward_models_work_together(pipeline, tmp_path):
+    """Bootstrap samples of the same comparisons; PPO takes all of them; the next questions are those they differ on."""
+    out, paths = pipeline[0], []
+    for seed in (1, 2):
+        where = tmp_path / str(seed)
+        reward.train(reward.Config(out=str(where), data=str(out / "reward" / "comparisons.jsonl"), init=str(out / "sft" / "ckpt.pt"),
+                                   bootstrap=True, seed=seed, batch=4))
+        paths.append(str(where / "reward" / "ckpt.pt"))
+    one, other = [gpt.load(path, gpt.ScalarGPT)[0] for path in paths]
+    assert not torch.equal(one.head.weight, other.head.weight)
+    init = dict(init=str(out / "sft" / "ckpt.pt"), max_new_tokens=8)
+    reward.train(reward.Config(out=str(tmp_path), active=",".join(paths), prompts=5, test_prompts=4, k=3, batch=4, **init))
+    assert len(formats.read_comparisons(tmp_path / "reward" / "comparisons.jsonl")) == 5
+    _, history = ppo.train(ppo.Config(out=str(tmp_path), reward=",".join(paths), caution=1.0, steps=1, batch=8, minibatches=2, prompts=40, test_prompts=12, **init))
+    assert history[0]["first_ratio"] == 1
+    with pytest.raises(UserError, match="none.pt not found"):
+        ppo.train(ppo.Config(out=str(tmp_path), reward=paths[0] + ",none.pt", **init))

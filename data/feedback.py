@@ -1,0 +1,272 @@
+"""Feedback by hand: a person ranks answers at the terminal, and every label is on disk before the next is asked for.
+
+    python reward.py --label                                              rank answers of the newest policy
+    python -m data.feedback out/feedback/anna.jsonl out/feedback/ben.jsonl    how often two people agree
+
+A label is a line of out/feedback/<name>.jsonl: a prompt, its `responses` and their `ranks`, as `reward.py --data` reads
+them, and beside them who labelled whose answers, when, and in how many seconds.
+"""
+
+import argparse
+import getpass
+import json
+import os
+import random
+import re
+import stat
+import sys
+import time
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from data import formats
+from data.runs import UserError
+
+CRITERIA = {"h": "helpful", "t": "truthful", "x": "harmless"}
+HELP = """Type the numbers of the answers, best first; the last one follows by itself. Other keys:
+  =      the next number is as good as the one before        Enter  all the others are equal
+  h t x  and a number: that answer is not helpful, not truthful, not harmless; Enter then ranks by what fails
+  u      undo        s  skip        q  leave; every label is saved already
+"""
+
+
+# ---- files ----------------------------------------------------------------------------------------
+
+
+class Book:
+    """A person's file of labels. What is in it is never rewritten: labels are appended, `undo` takes back the last."""
+
+    def __init__(self, out, who=""):
+        """The file of `who` (by default the login name) in the folder out/feedback."""
+        self.who = who or login()
+        if not re.fullmatch(r"[\w.-]+", self.who):
+            raise UserError(f"--labeler {self.who!r} must be a name of letters and digits, as it becomes the name of a file")
+        self.path = Path(out) / "feedback" / f"{self.who}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if content[whole:]:  # the session before was killed in the middle of a line
+            aside = self.path.with_suffix(".cut")
+            with open(aside, "ab") as file:
+                file.write(content[whole:] + b"\n")
+            os.truncate(self.path, whole)
+            print(f"{self.path}: the last line was cut in the middle; it is set aside in {aside}")
+        self.ends, self.labels, self.next = [whole], 0, 0
+        for line in content[:whole].splitlines():
+            try:
+                record = json.loads(line)
+                self.labels += 1
+                self.next = max(self.next, record.get("n", -1) + 1)
+            except (ValueError, AttributeError, TypeError):
+                print(f"{self.path}: a line can not be read; it stays as it is")
+
+    def add(self, record):
+        """Append a record with who gave it and when; it is on disk when this returns."""
+        record = dict(record, labeler=self.who, time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        with open(self.path, "ab") as file:
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self.ends.append(file.tell())
+        self.labels += 1
+
+    def undo(self):
+        """Take back the last label of this session, unless somebody else has written since -> whether it was."""
+        if len(self.ends) < 2 or self.path.stat().st_size != self.ends[-1]:
+            return False
+        os.truncate(self.path, self.ends[-2])
+        self.ends.pop()
+        self.labels -= 1
+        return True
+
+
+def login():
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "me"
+
+
+# ---- at the terminal ------------------------------------------------------------------------------
+
+
+@contextmanager
+def keyboard():
+    """Gives a function that waits for a key and returns it, "" when there will be no more."""
+    fd = sys.stdin.fileno()
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a script's keys
+        yield lambda: sys.stdin.read(1)
+    elif os.isatty(fd):
+        import termios  # not on Windows
+        import tty
+        before = termios.tcgetattr(fd)
+        tty.setcbreak(fd)  # keys come without Enter and are not shown; Ctrl-C works
+        try:
+            yield lambda: os.read(fd, 1).decode("latin-1").replace("\x04", "")  # Ctrl-D
+        finally:
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+    else:
+        raise UserError("--label asks a person: run it in a terminal (or pipe the keys into it)")
+
+
+def read_keys(typed, k):
+    """What keys say about k answers -> (ranks or None while more keys are needed, {criterion: answers that fail it}).
+
+    ranks: a list of k numbers, 1 is best, equal ranks are ties. A key that can not follow raises ValueError.
+    """
+    groups, fails, tie, criterion, done = [], {}, False, None, False
+    for key in typed:
+        ranked = sum(groups, [])
+        if key in CRITERIA and not tie:
+            criterion = CRITERIA[key]
+        elif key.isascii() and key.isdigit() and 1 <= int(key) <= k:
+            i = int(key) - 1
+            if criterion:
+                fails[criterion] = sorted(set(fails.get(criterion, [])) ^ {i})
+            elif i in ranked:
+                raise ValueError(f"{key} is ranked already")
+            elif tie:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+            tie, criterion = False, None
+        elif key == "=" and groups and not tie and not criterion:
+            tie = True
+        elif key in "\r\n" and not criterion:
+            done = True
+        else:
+            raise ValueError(f"{key!r} can not follow here")
+    others = [i for i in range(k) if i not in sum(groups, [])]
+    if done and not groups:  # an answer is the worse, the more criteria it fails
+        failures = [sum(i in found for found in fails.values()) for i in range(k)]
+        return [1 + sorted(set(failures)).index(n) for n in failures], fails
+    if done and tie:
+        groups[-1] += others
+    elif others and (done or len(others) == 1 and groups and not tie and not criterion):
+        groups.append(others)
+    elif others:
+        return None, fails
+    return [1 + next(g for g, group in enumerate(groups) if i in group) for i in range(k)], fails
+
+
+def vote(k, press):
+    """Read keys until k answers are ranked -> (ranks, fails); or "u", "s", "q" for undo, skip, leave."""
+    typed = ""
+    while True:
+        key = press()
+        if key in ("", "q", "s"):
+            return key or "q"
+        if key == "u" and not typed:
+            return "u"
+        try:
+            ranks, fails = read_keys(typed[:-1] if key == "u" else typed + key, k)
+        except ValueError as error:
+            print(f"\n({error}; ? explains the keys)" if key != "?" else "\n" + HELP, flush=True)
+            continue
+        typed = typed[:-1] if key == "u" else typed + key
+        print(f"\r  {typed.strip()}   ", end="", flush=True)
+        if ranks:
+            print(flush=True)
+            return ranks, fails
+
+
+def label(question, total, book, about):
+    """Ask a person about the questions that are still open.
+
+    question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to choose; about: a dict
+    that goes into every label.
+    """
+    n, given, began = book.next, [], time.time()
+    print(HELP)
+    with keyboard() as press:
+        while n < total:
+            q = question(n)
+            if q is None:
+                n += 1
+                continue
+            responses = random.Random(f"{book.who} {n}").sample(q["responses"], len(q["responses"]))  # in random order
+            print(f"\n---- {n + 1} of {total} ----")
+            for message in q["prompt"]:
+                print(f"{message['role']:>9}: {message['content']}")
+            for i, response in enumerate(responses, start=1):
+                print(f"{i:9}: {response}")
+            print(flush=True)
+            asked = time.time()
+            said = vote(len(responses), press)
+            if said == "q":
+                break
+            if said == "u":
+                undone = book.undo()
+                n = given.pop() if undone else n
+                print("(your last label is taken back)" if undone else "(this session has no label to take back)")
+                continue
+            if said != "s":
+                ranks, fails = said
+                record = dict(q, responses=responses, ranks=ranks, **{"fails": fails} if any(fails.values()) else {},
+                              seconds=round(time.time() - asked, 1), **about, n=n)
+                book.add(record)
+                given.append(n)
+                print(f"  saved: {book.labels} labels, {len(given) / (time.time() - began) * 3600:.0f} an hour")
+            n += 1
+    print(f"\n{book.path} holds {book.labels} labels" + (": all are done; raise --prompts for more" if n >= total else ""))
+    print(f"python reward.py --data {book.path} learns from them")
+
+
+# ---- agreement ------------------------------------------------------------------------------------
+
+
+def verdicts(one, other):
+    """For each question that both have ranked, the pairs' verdicts: a list of arrays (pairs, 2) of -1, 0 (tie), 1."""
+    def key(record):
+        return json.dumps([record["prompt"], sorted(record["responses"])])
+
+    theirs, found = {key(record): record for record in other}, []
+    for record in {key(r): r for r in one}.values():
+        if key(record) in theirs:
+            a, b = [dict(zip(r["responses"], r["ranks"])) for r in (record, theirs[key(record)])]
+            texts = sorted(a)
+            found.append(np.array([[np.sign(ranks[y] - ranks[x]) for ranks in (a, b)]
+                                   for i, x in enumerate(texts) for y in texts[i + 1:]]))
+    return found
+
+
+def agreement(pairs):
+    """Verdicts (n, 2) of two people -> (share that agree, Cohen's kappa).
+
+    kappa = (agreed - expected) / (1 - expected), expected: if each had drawn verdicts at random, as often of each sort as
+    they gave (Cohen 1960). Which of two answers comes first means nothing, so each pair counts in both directions.
+    """
+    a, b = np.concatenate([pairs, -pairs]).T
+    agreed = (a == b).mean()
+    expected = sum((a == v).mean() * (b == v).mean() for v in (-1, 0, 1))
+    return agreed, (agreed - expected) / (1 - expected) if expected < 1 else 1.0
+
+
+def report(one, other, draws=2000):
+    """Print how often two people agree, with 95% intervals from a bootstrap over the questions."""
+    found = verdicts(formats.read_comparisons(one), formats.read_comparisons(other))
+    if not found:
+        raise UserError(f"{one} and {other} have no question in common: label the same answers, with --label --data FILE")
+    rng = np.random.default_rng(0)
+    figures = [agreement(np.concatenate([found[i] for i in rng.integers(len(found), size=len(found))])) for _ in range(draws)]
+    low, high = np.percentile(figures, [2.5, 97.5], axis=0)
+    agreed, kappa = agreement(np.concatenate(found))
+    decided = np.concatenate(found)
+    decided = decided[(decided != 0).all(1)]
+    print(f"{len(found)} questions in common, {sum(map(len, found))} pairs of answers")
+    print(f"agreement {agreed:.1%} ({low[0]:.1%} to {high[0]:.1%}), kappa {kappa:.2f} ({low[1]:.2f} to {high[1]:.2f}); "
+          "95% intervals over questions")
+    if len(decided):
+        print(f"of the {len(decided)} pairs that neither called a tie, {(decided[:, 0] == decided[:, 1]).mean():.1%} agree")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m data.feedback", description="How often two people's rankings agree.")
+    parser.add_argument("files", nargs=2, metavar="FILE", help="labels of one person")
+    try:
+        report(*parser.parse_args().files)
+    except UserError as error:
+        sys.exit(f"data.feedback: {error}")

@@ -1,0 +1,261 @@
+"""Labels given by hand: what a person types becomes rankings, and nothing of it is lost."""
+
+import json
+import os
+import pty
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpt
+import reward
+import sft
+from data import chat, feedback, formats
+from data.runs import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("typed, ranks", [
+    ("1", None), ("", None), ("132", [1, 3, 2, 4]), ("1=3", None), ("1=32", [1, 2, 1, 3]), ("4\n", [2, 2, 2, 1]),
+    ("\n", [1, 1, 1, 1]), ("1=2=3=4", [1, 1, 1, 1]), ("12=\n", [1, 2, 2, 2]), ("h1x1t2\n", [3, 2, 1, 1]), ("h1h1\n", [1, 1, 1, 1]),
+    ("x4123", [1, 2, 3, 4]), ("h", None),
+])
+def test_keys_rank_four_answers(typed, ranks):
+    assert feedback.read_keys(typed, 4)[0] == ranks
+
+
+def test_one_key_ranks_two_answers():
+    assert feedback.read_keys("2", 2)[0] == [2, 1] and feedback.read_keys("\n", 2)[0] == [1, 1]
+    assert feedback.read_keys("t2\n", 2) == ([1, 2], {"truthful": [1]})
+
+
+@pytest.mark.parametrize("typed", ["11", "5", "0", "=", "a", "1==", "h=", "1=h", "h\n"])
+def test_keys_that_can_not_follow_are_refused(typed):
+    with pytest.raises(ValueError):
+        feedback.read_keys(typed, 4)
+
+
+def test_undo_takes_back_a_key_then_a_label(tmp_path):
+    keys = iter("1u2" + "u" + "1" + "s" + "q")
+    assert feedback.vote(2, iter("1").__next__) == ([1, 2], {})
+    assert feedback.vote(3, iter("1u213").__next__) == ([2, 1, 3], {})  # the third key after undo ranks the last two
+    book = feedback.Book(tmp_path, "anna")
+    book.add(dict(prompt="a", n=0))
+    book.add(dict(prompt="b", n=1))
+    assert book.undo() and [json.loads(line)["prompt"] for line in open(book.path)] == ["a"]
+    assert not feedback.Book(tmp_path, "anna").undo()  # another session's labels stay
+    with open(book.path, "a") as file:
+        file.write("{}\n")  # somebody else wrote
+    assert not book.undo() and len(open(book.path).readlines()) == 2
+
+
+def test_a_cut_line_is_set_aside_and_the_session_goes_on(tmp_path, capsys):
+    book = feedback.Book(tmp_path, "anna")
+    book.add(dict(prompt="a", responses=["x", "y"], ranks=[1, 2], n=4))
+    whole = book.path.read_bytes()
+    book.path.write_bytes(whole + b'{"prompt": "b", "respo')
+    again = feedback.Book(tmp_path, "anna")
+    assert again.labels == 1 and again.next == 5 and again.path.read_bytes() == whole
+    assert book.path.with_suffix(".cut").read_bytes() == b'{"prompt": "b", "respo\n' and "cut in the middle" in capsys.readouterr().out
+
+
+def test_kappa_is_cohens():
+    """Of 100 pairs 85 agree where chance gives 1/2: kappa .7. Agreement by chance alone is 0."""
+    pairs = np.array([[1, 1]] * 45 + [[-1, -1]] * 40 + [[1, -1]] * 15)
+    assert feedback.agreement(pairs) == pytest.approx((.85, .7))
+    rng = np.random.default_rng(0)
+    agreed, kappa = feedback.agreement(rng.choice([-1, 1], size=(20000, 2)))
+    assert abs(agreed - .5) < .02 and abs(kappa) < .03
+    assert feedback.agreement(np.array([[0, 0], [0, 0]])) == (1.0, 1.0)
+
+
+def test_agreement_of_two_files(tmp_path, capsys):
+    for who, ranks in (("anna", [1, 2, 3]), ("ben", [1, 3, 2])):
+        book = feedback.Book(tmp_path, who)
+        for n in range(10):
+            order = [0, 1, 2] if who == "anna" else [2, 1, 0]  # each saw the answers in another order
+            book.add(dict(prompt=f"q{n}", responses=[f"a{i}" for i in order], ranks=[ranks[i] for i in order], n=n))
+    feedback.report(tmp_path / "feedback" / "anna.jsonl", tmp_path / "feedback" / "ben.jsonl")
+    said = capsys.readouterr().out
+    assert "10 questions in common, 30 pairs" in said and "agreement 66.7% (66.7% to 66.7%), kappa 0.33" in said
+    (tmp_path / "c.jsonl").write_text('{"prompt": "other", "chosen": "a", "rejected": "b"}\n')
+    with pytest.raises(UserError, match="no question in common"):
+        feedback.report(tmp_path / "feedback" / "anna.jsonl", tmp_path / "c.jsonl")
+
+
+def test_files_and_folders_are_read_together_and_later_labels_count(tmp_path, capsys):
+    anna, ben = feedback.Book(tmp_path, "anna"), feedback.Book(tmp_path, "ben")
+    for book in (anna, ben):
+        book.add(dict(prompt="q", responses=["a", "b"], ranks=[1, 2], n=0))
+    anna.add(dict(prompt="q", responses=["b", "a"], ranks=[1, 2], n=0))
+    (tmp_path / "c.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n' * 2)
+    records = formats.read_comparisons(f"{tmp_path}/feedback,{tmp_path}/c.jsonl")
+    assert [r["responses"] for r in records] == [["b", "a"], ["a", "b"], ["a", "b"], ["a", "b"]]
+    assert "anna.jsonl, line 1: anna ranked the same answers again" in capsys.readouterr().out
+
+
+def test_good_bad_and_better_train_both_models(tmp_path, capsys):
+    """What is said in a chat: good ranks above bad for the same prompt, a better answer above what was said."""
+    replies = iter(["One.", "Two.", "Three.", "Four."])
+    said, book = iter(["Hi", "/good", "/bad", "/better Five.", "Again", "/better", "/good", "/good?"]), feedback.Book(tmp_path, "anna")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
+        chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add)
+    comparisons = formats.read_comparisons(book.path)
+    assert [(r["responses"], r["ranks"]) for r in comparisons] == [(["Five.", "Two."], [1, 2])]  # One. is good and bad
+    assert [r["response"] for r in formats.read_demonstrations(book.path)] == ["One.", "Five.", "Three."]
+    assert formats.read_demonstrations(book.path)[2]["prompt"][1] == {"role": "assistant", "content": "Five."}
+    assert "no counterpart" in capsys.readouterr().out
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(dict(prompt="q", response=r, verdict=v)) + "\n" for r, v in (("a", "bad"), ("b", "good"), ("c", "bad"))))
+    assert formats.read_comparisons(tmp_path / "v.jsonl")[0]["ranks"] == [2, 1, 2]
+
+
+GOOD = [json.dumps(dict(prompt=f"q{i}", responses=["a", "b"], ranks=[1, 2])).encode() for i in range(200)]
+
+
+@pytest.mark.parametrize("line, said", [
+    (b'{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 0]}', '"ranks" must be'),
+    (b'{"prompt": "q", "responses": ["a", "b"], "ranks": [1, "best"]}', '"ranks" must be'),
+    (b'{"prompt": "q", "responses": ["a"], "ranks": [1]}', '"responses" must be'),
+    (b'{"prompt": "q", "responses": ["a", null], "ranks": [1, 2]}', '"responses" must be'),
+    (b'{"prompt": "q", "responses": ["a", "\\ud800"], "ranks": [1, 2]}', "surrogate"),
+    (b'{"prompt": "q", "responses": ["a", "\xff"], "ranks": [1, 2]}', "not UTF-8"),
+    (b'{"prompt": "' + b"q" * 10_000_000 + b'"}', "10.0 MB in one line"),
+    (b'{"prompt": "q", "response": "a", "verdict": "fine"}', '"verdict" must be'),
+    (b'{"prompt": "q", "resp', "not JSON"),
+])
+def test_a_bad_line_is_named_and_the_good_ones_are_kept(line, said, tmp_path, capsys):
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(b"\n".join([*GOOD[:6], line, *GOOD[6:]]) + b"\n")
+    before = path.read_bytes()
+    assert len(formats.read_comparisons(path)) == 200
+    named = capsys.readouterr().out
+    assert f"{path}, line 7: " in named and said in named and named.count("\n") == 1
+    path.write_bytes(b"\n".join([*GOOD[:6], line, *GOOD[6:50]]) + b"\n")  # one of 51 is too many
+    with pytest.raises(UserError, match="line 7: "):
+        formats.read_comparisons(path)
+    path.write_bytes(before[:-20])  # the last line is cut
+    assert len(formats.read_comparisons(path)) == 199 and "line 201: cut in the middle" in capsys.readouterr().out
+
+
+# ---- the real program -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A tiny model that has learned nothing, but answers."""
+    out = str(tmp_path_factory.mktemp("out"))
+    small = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
+    gpt.train(gpt.Config(out=out, steps=1, **small))
+    sft.train(sft.Config(out=out, steps=1, batch=4, demonstrations=40))
+    return Path(out)
+
+
+def command(out, *flags):
+    return [sys.executable, "reward.py", "--label", "--labeler", "anna", "--out", str(out), "--max_new_tokens", "8", "--threads", "1", *map(str, flags)]
+
+
+def labels(out):
+    path = out / "feedback" / "anna.jsonl"
+    return [json.loads(line) for line in open(path)] if path.exists() else []
+
+
+def test_keys_may_come_through_a_pipe(out, tmp_path):
+    done = subprocess.run(command(out, "--k", 2), cwd=ROOT, input="1\n2x", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    assert [sorted(r["ranks"]) for r in labels(out)] == [[1, 2], [1, 1], [1, 2]]
+    assert {"prompt", "responses", "ranks", "seconds", "checkpoint", "labeler", "time"} <= set(labels(out)[0])
+    reward.train(reward.Config(out=str(out), data=str(out / "feedback"), batch=2, log_every=1))
+    (out / "feedback" / "anna.jsonl").unlink()
+
+
+def test_who_is_no_person_is_refused(out):
+    done = subprocess.run(command(out), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "run it in a terminal" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run([*command(out), "--labeler", "../x"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "--labeler" in done.stderr
+
+
+class Person:
+    """Somebody at a pseudo-terminal who ranks answers until the program is killed."""
+
+    def __init__(self, out, total):
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            os.chdir(ROOT)
+            os.execv(sys.executable, command(out, "--prompts", total, "--k", 2))
+        self.seen = ""
+
+    def read(self, until, seconds=30):
+        """Wait until the program has shown something -> whether it has."""
+        deadline = time.time() + seconds
+        while until not in self.seen and time.time() < deadline:
+            if select.select([self.fd], [], [], .05)[0]:
+                try:
+                    self.seen += os.read(self.fd, 65536).decode(errors="replace")
+                except OSError:  # the program has left
+                    return until in self.seen
+        return until in self.seen
+
+    def rank(self, key):
+        """Wait for a question, answer it -> whether the program said that the label is saved."""
+        if not self.read("---- "):
+            return False
+        self.seen = ""
+        os.write(self.fd, key.encode())
+        return self.read("  saved: ")
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+
+@pytest.mark.slow
+def test_two_hundred_labels_survive_twenty_kills(out):
+    """Killed at random moments, also in the middle of a label: whatever the program called saved is on disk."""
+    rng, saved, kills = random.Random(0), 0, 0
+    while saved < 200:
+        person = Person(out, 300)
+        for _ in range(rng.randint(5, 14) if kills < 20 else 200):
+            saved += person.rank(rng.choice("12\n"))
+            if saved >= 200:
+                break
+        if kills < 20 and saved < 200:
+            os.write(person.fd, rng.choice("12\n").encode())  # one more key, and the program dies at a random moment
+            time.sleep(rng.random() * .05)
+        person.kill()
+        kills += 1
+        found = labels(out)
+        assert saved <= len(found) <= saved + 1  # the label on its way may have arrived
+        saved = len(found)
+        assert [r["n"] for r in found] == sorted({r["n"] for r in found})
+    assert kills > 20
+
+
+def test_the_terminal_is_given_back_and_a_second_run_goes_on(out):
+    person = Person(out, 300)
+    person.read("---- ")
+    before = len(labels(out))
+    assert person.rank("1") and person.rank("2") and person.read("---- ")
+    os.write(person.fd, b"u")
+    assert person.read("taken back")
+    os.write(person.fd, b"s")
+    os.write(person.fd, b"q")
+    assert person.read("learns from them")
+    assert os.waitpid(person.pid, 0)[1] == 0
+    os.close(person.fd)
+    assert len(labels(out)) == before + 1
+    again = Person(out, 300)
+    assert again.read(f"---- {labels(out)[-1]['n'] + 2} of 300")
+    os.write(again.fd, b"\x03")  # Ctrl-C
+    assert os.waitstatus_to_exitcode(os.waitpid(again.pid, 0)[1]) == 130
+    os.close(again.fd)
