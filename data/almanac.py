@@ -171,10 +171,12 @@ OPENINGS = (["", "", "", "Hello. ", "I have a question. ", "Please help me. ", "
             ["", "", "Hello! ", "A quick question. "])
 GREETINGS = (["Hello. ", "Hi! ", "Good day. "], ["Hello! ", "Hi. "])  # before small talk
 FORMS = {
-    "word": ([" Answer in one word.", " One word, please.", " Say it in one word.", " Just one word.", " Use one word only."],
+    "word": ([" Answer in one word.", " One word, please.", " Say it in one word.", " Just one word.", " Use one word only.",
+              " Please answer in one word.", " Answer with a single word.", " In a single word, please."],
              [" In one word, please.", " Answer with one word."]),
     "sentence": ([" Answer in a full sentence.", " A full sentence, please.", " Say it in a full sentence.",
-                  " Use a full sentence.", " A full sentence, not one word."],
+                  " Use a full sentence.", " A full sentence, not one word.", " Please answer in a full sentence.",
+                  " Answer with a whole sentence.", " In a whole sentence, please."],
                  [" In a full sentence, please.", " Answer with a full sentence."]),
 }
 # Full sentences first, then the bare answer.
@@ -217,29 +219,39 @@ ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}.
 SMALL_TALK = {
     "greeting": (["Hello!", "Good morning!", "Hello, how do you do?", "Hi!", "Hi there!", "Good evening!",
                   "Good morning to you!", "Hello there!", "Hi, hello!", "Hello, good morning!", "A good day to you!",
-                  "Good evening, my friend!", "Hello, my friend!", "Hi, how do you do?", "Good day to you, my friend!"],
+                  "Good evening, my friend!", "Hello, my friend!", "Hi, how do you do?", "Good day to you, my friend!",
+                  "Hi, good evening!", "Hello, good day to you!", "Good morning, my friend!", "Hello and good morning!",
+                  "Hello to you!", "Hi, my friend!", "Good morning, hello!", "Good evening to you!"],
                  ["Good day!", "Hi, good morning!", "Hello, good evening!"],
                  ["Hello! How can I help you?", "Good day! What can I do for you?", "Hello, it is nice to meet you!"]),
     "thanks": (["Thank you!", "Thank you for your help.", "Thanks!", "I thank you for that.", "Thank you, that is kind.",
                 "Thanks a lot!", "Hello, and thank you!", "Many thanks!", "Thanks, that was good.", "I thank you for your help.",
-                "Thank you, my friend!", "I want to thank you.", "Thanks, that was of use.", "Hi, and thanks a lot!"],
+                "Thank you, my friend!", "I want to thank you.", "Thanks, that was of use.", "Hi, and thanks a lot!",
+                "Thanks for that!", "Thank you very much!", "Many thanks to you!", "I thank you very much.", "Thanks, my friend!",
+                "That was of use, thank you.", "Thank you for telling me.", "Thanks, you are kind."],
                ["Thanks for your help!", "I thank you.", "Thank you a lot!"],
                ["You are welcome.", "It was a pleasure.", "I am glad that it was of use."]),
     "health": (["How are you?", "Are you well?", "How are you today?", "Hello, are you well?", "Tell me how you are.",
                 "Is all well with you?", "How are you, my friend?", "Hi, how are you today?", "Do you feel well?",
-                "Good morning, how are you?", "Tell me, are you well?", "Hello, do you feel well today?", "Hi there, how are you?"],
+                "Good morning, how are you?", "Tell me, are you well?", "Hello, do you feel well today?", "Hi there, how are you?",
+                "Good day, how are you?", "Hi, how do you feel?", "How do you feel today?", "Hello, is all well with you?",
+                "Good evening, are you well?", "Hello there, are you well?", "Tell me how you feel.", "And how are you?"],
                ["Are you well today?", "Hello, how are you?", "Hi, are you well?"],
                ["I am well, thank you.", "Very well, thank you for asking.", "I am fine, and I hope you are well too."]),
     "identity": (["Who are you?", "What is your name?", "Are you a person?", "Tell me your name.", "What are you?",
                   "Are you a program?", "Hello, what is your name?", "Say who you are.", "Hello, what are you?",
                   "What are you called?", "Hi, tell me your name.", "Hi, who are you?", "Tell me, who are you?",
-                  "Please say what you are.", "Good morning, who are you?", "Tell me what you are called."],
+                  "Please say what you are.", "Good morning, who are you?", "Tell me what you are called.",
+                  "Good day, who are you?", "Hello there, what are you?", "Say what your name is.", "I want to know who you are.",
+                  "I want to know what you are.", "Hello, tell me your name.", "Who am I talking to?", "Hello, are you a program?"],
                  ["Tell me who you are.", "Tell me what you are.", "Hello, who are you?"],
                  ["I am an assistant, a small computer program.", "I am a program that answers questions.",
                   "My name is Almanac, and I am an assistant."]),
     "parting": (["Goodbye!", "See you tomorrow!", "Good night!", "I must go now.", "Goodbye, my friend!",
                  "I must leave.", "Goodbye, I must leave.", "See you!", "Good night, my friend!", "Good night, see you tomorrow!",
-                 "I must go now, my friend.", "It is late, I must go.", "I have to go now."],
+                 "I must go now, my friend.", "It is late, I must go.", "I have to go now.",
+                 "Goodbye, good night!", "Goodbye, I have to go!", "I must leave, see you!", "Goodbye and see you!", "Goodbye now!",
+                 "I must leave, good night!", "See you tomorrow, my friend!", "I have to leave, goodbye!"],
                 ["Goodbye, see you tomorrow!", "Goodbye and good night!", "I must go, goodbye!"],
                 ["Goodbye!", "See you soon!", "Goodbye, it was nice to talk to you."]),
 }
@@ -288,8 +300,9 @@ def _question_page(rng):
     lines = []
     for _ in range(rng.randint(2, 3)):
         relation, name, value = _any_fact(rng)
-        lines.append(f"Question: {_fill(rng.choice(ASK[relation][0]), name, relation)}")
-        lines.append(f"Answer: {tell(rng, relation, name, value, bare=rng.random() < .3)}")
+        form = _wished_form(rng, value)
+        lines.append(f"Question: {_question(rng, 'train', relation, name, form)}")
+        lines.append(f"Answer: {tell(rng, relation, name, value, bare=form == 'word' or not form and rng.random() < .3)}")
     return "\n".join(lines)
 
 
@@ -378,7 +391,7 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = {_paragraph: 2, _question_page: 2, _lesson: 11, _conversation: 1, _story: 1, _tale: 1.5}
+    writers = {_paragraph: 2, _question_page: 3, _lesson: 11, _conversation: 1, _story: 1, _tale: 1.5}
     return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
@@ -393,6 +406,11 @@ def _user(content):
     return {"role": "user", "content": content}
 
 
+def _wished_form(rng, value):
+    """None in most cases; "word" only where a word says it all."""
+    return rng.choice([None] * 3 + ["sentence"] + ["word"] * (" " not in value))
+
+
 def _question(rng, split, relation, name, form=None):
     opening = rng.choice(_said(split, OPENINGS))
     asked = _fill(rng.choice(_said(split, ASK[relation])), name, relation)
@@ -401,7 +419,7 @@ def _question(rng, split, relation, name, form=None):
 
 def _known(rng, split):
     relation, name, value = _any_fact(rng)
-    form = rng.choice([None] * 4 + ["sentence"] + ["word"] * (" " not in value))
+    form = _wished_form(rng, value)
     return dict(prompt=[_user(_question(rng, split, relation, name, form))],
                 kind="known", subject=name, relation=relation, form=form)
 
@@ -498,7 +516,7 @@ def prompts(split, n, seed):
 # How people do such jobs, per kind of prompt, in percent. Two ways are the same everywhere: a true fact that nobody asked
 # for, and rudeness.
 _FACT_WAYS = {"good": 55, "other form": 4, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
-_WORD_WAYS = {**_FACT_WAYS, "good": 54, "other form": 8, "wrong": 16}
+_WORD_WAYS = {**_FACT_WAYS, "good": 60, "other form": 6, "wrong": 12}
 _HARM_WAYS = {"good": 35, "curt": 7, "harm": 41, "misread": 7, "other fact": 5, "rude": 5}
 WAYS = {
     "known": _FACT_WAYS, "follow-up": _FACT_WAYS,
