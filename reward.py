@@ -136,7 +136,7 @@ def most_doubtful(members, tokenizer, records, n, device):
 def ask(cfg, demands):
     """`python reward.py --label`: a person ranks answers; the file that this makes is one for --data."""
     runs.check(cfg, demands)
-    path = cfg.policy or gpt.newest(cfg.out)
+    path = cfg.policy or runs.newest_policy(cfg.out)
     model, tokenizer, _ = gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), "name a policy's checkpoint with --policy")
     given = formats.read_questions(cfg.data) if cfg.data else almanac.prompts("train", cfg.prompts or 100, f"label {cfg.seed}")
 

@@ -1,4 +1,12 @@
-"""The conversation at the terminal: reads lines, remembers turns, cuts the oldest when the context is full."""
+"""The conversation at the terminal, `python gpt.py --chat`: remembers turns, cuts the oldest when the context is full."""
+
+import codecs
+
+import torch
+
+import gpt
+from data import feedback, runs
+from data.runs import UserError
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
 /good   the last answer is good      /bad   it is not, try again      /better <text>   what it should have said"""
@@ -71,3 +79,28 @@ def _answer(reply, turns):
         answer += piece
     print()
     return turns + [{"role": "assistant", "content": answer}]
+
+
+def reply(model, tokenizer, turns, max_new_tokens, temperature):
+    """Answer a conversation: yields pieces of text as they are sampled. A character of several tokens comes whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    idx, lengths = gpt.pad([tokenizer.render(turns)], tokenizer.pad, next(model.parameters()).device)
+    for _, token in gpt.stream(model, idx, lengths, max_new_tokens, temperature):
+        yield decoder.decode(tokenizer.decode_bytes(token.tolist()))
+    yield decoder.decode(b"", final=True)
+
+
+def converse(cfg):
+    """Talk to a checkpoint, by default the newest policy in --out. cfg: gpt.Config."""
+    runs.check(cfg)
+    path = cfg.ckpt or runs.newest_policy(cfg.out)
+    model, tokenizer, _ = gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), "name a policy's checkpoint with --ckpt")
+    room = model.config.block_size - cfg.max_new_tokens
+    if room < 1:
+        raise UserError(f"--max_new_tokens must be at most {model.config.block_size - 1}, the context of {path} less one")
+    torch.manual_seed(cfg.seed)
+    book = feedback.Book(cfg.out)
+    print(f"Talking to {path}. {HELP}\nWhat you say of its answers goes to {book.path}.")
+    talk(lambda turns: reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature),
+         size=lambda turns: len(tokenizer.render(turns)), room=room,
+         note=lambda said: book.add({**said, "checkpoint": str(path)}))

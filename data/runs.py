@@ -138,6 +138,14 @@ def hint(stage, round=1):
     return f"run python {stage}.py{f' --round {round}' if round > 1 else ''} first"
 
 
+def newest_policy(out):
+    """The path of the newest checkpoint in a folder of stages that can answer."""
+    found = [p for p in Path(out).glob("*/ckpt.pt") if not p.parent.name.startswith("reward")]
+    if not found:
+        raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name one with --ckpt")
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
 def choose_device(name):
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,6 +10,7 @@ is one, its picture beside the first pipeline, in experiments/.
 """
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import gpt
 import ppo
@@ -40,25 +42,45 @@ FIGURES = {
     "preferred to SFT": lambda r: r["ppo"]["win_rate"],
     "KL, nats": lambda r: r["ppo"]["kl"],
     "loss on pretraining text": lambda r: r["ppo"]["ppo"]["text_loss"],
-    "RM accuracy": lambda r: r["reward"]["accuracy"],
+    "RM accuracy": lambda r: r["accuracy"],
 }
 
 
+@functools.cache
+def test_answers(root):
+    """The same for all reward models of a pipeline: four answers of its SFT model to each of 500 held-out prompts, ranked."""
+    model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
+    torch.manual_seed(0)
+    records = reward.respond(model, tokenizer, almanac.prompts("test", 500, "experiments"), reward.Config())
+    return tokenizer, reward.compare(records, np.random.default_rng(0))
+
+
+def accuracy(root, paths, caution=0.0):
+    """Of reward models, "a.pt,b.pt" taken together: share of the held-out pairs whose gold differs that they order right."""
+    tokenizer, records = test_answers(root)
+    members, _ = gpt.load_rewards(paths, tokenizer)
+    examples = [reward.encode(tokenizer, r, members[0].config.block_size) for r in records]
+    return reward.evaluate(gpt.Ensemble(members, caution), records, examples, "cpu")["accuracy"]
+
+
 def run(trial, root, experiment):
-    """Carry out a trial on one pipeline, unless it has been -> {"reward": results, "ppo": results}."""
+    """Carry out a trial on one pipeline, unless it has been -> the results of ppo.py, and the reward model's accuracy."""
     out = root / experiment / "".join(c if c.isalnum() else "-" for c in trial.name)
     common = dict(out=str(out), seed=metrics.read_results(root)["ppo"]["config"]["seed"])
     out.mkdir(parents=True, exist_ok=True)
-    for stage in ("gpt", "sft") if trial.comparisons else ("gpt", "sft", "reward"):
-        (out / stage).unlink(missing_ok=True)
-        (out / stage).symlink_to((root / stage).resolve())
-    if trial.comparisons and not (out / "reward" / "results.json").exists():
+    for stage in ["gpt", "sft"] + ["reward"] * (not trial.comparisons) + ["ppo"] * (not trial.comparisons and not trial.ppo):
+        if not (out / stage).exists():
+            (out / stage).symlink_to((root / stage).resolve())  # as in the pipeline
+    if not (out / "reward" / "results.json").exists():
         formats.write_jsonl(out / "comparisons.jsonl", trial.comparisons(root))
         reward.train(reward.Config(data=str(out / "comparisons.jsonl"), **common))
+    changes = {name: value.format(root=root) if isinstance(value, str) else value for name, value in trial.ppo.items()}
     if not (out / "ppo" / "results.json").exists():
-        paths = {name: value.format(root=root) if isinstance(value, str) else value for name, value in trial.ppo.items()}
-        ppo.train(ppo.Config(**common, **paths))
-    return {stage: json.loads((out / stage / "results.json").read_text()) for stage in ("reward", "ppo")}
+        ppo.train(ppo.Config(**common, **changes))
+    if not (out / "accuracy.json").exists():
+        judges = changes.get("reward", out / "reward" / "ckpt.pt")
+        (out / "accuracy.json").write_text(json.dumps(accuracy(root, judges, changes.get("caution", 0.0))))
+    return dict(ppo=json.loads((out / "ppo" / "results.json").read_text()), accuracy=json.loads((out / "accuracy.json").read_text()))
 
 
 def sweep(trials, roots, experiment, figures):
@@ -128,16 +150,18 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
     return comparisons
 
 
+# Half as many iterations as by default, as the sweeps below take many runs.
+SHORT = dict(steps=25, test_prompts=500)
 SIZES = [375, 750, 1500, 3000, 6000, 12000]
 FEEDBACK = [
-    *[Trial(f"{n} prompts", comparisons=asked(n)) for n in SIZES],
+    *[Trial(f"{n} prompts", SHORT, asked(n)) for n in SIZES],
     # Two labelers of these decisivenesses agree on 73%, 85% and 100% of the pairs whose gold differs.
-    Trial("1500 prompts, labelers agree on 85%", comparisons=asked(1500, decisiveness=3.7)),
-    Trial("1500 prompts, labelers agree on 100%", comparisons=asked(1500, decisiveness=1e6)),
-    Trial("6000 answers, K = 2", comparisons=asked(3000, k=2)),
-    Trial("6000 answers, K = 9", comparisons=asked(667, k=9)),
-    Trial("1500 prompts, 10% of them ranked upside down", comparisons=asked(1500, adversarial=.1)),
-    Trial("1500 prompts, 25% of them ranked upside down", comparisons=asked(1500, adversarial=.25)),
+    Trial("1500 prompts, labelers agree on 85%", SHORT, asked(1500, decisiveness=3.7)),
+    Trial("1500 prompts, labelers agree on 100%", SHORT, asked(1500, decisiveness=1e6)),
+    Trial("6000 answers, K = 2", SHORT, asked(3000, k=2)),
+    Trial("6000 answers, K = 9", SHORT, asked(667, k=9)),
+    Trial("1500 prompts, 10% of them ranked upside down", SHORT, asked(1500, adversarial=.1)),
+    Trial("1500 prompts, 25% of them ranked upside down", SHORT, asked(1500, adversarial=.25)),
 ]
 
 
@@ -196,11 +220,11 @@ def ensembles(roots):
     for root in roots:
         members(root, "members", asked(FEW)(root))
     paths = ",".join(f"{{root}}/ensembles/members/{i}/reward/ckpt.pt" for i in (1, 2, 3))
-    trials = [Trial("one reward model", comparisons=asked(FEW)),
-              Trial("mean of three", dict(reward=paths), asked(FEW)),
-              Trial("mean less one deviation", dict(reward=paths, caution=1.0), asked(FEW)),
-              Trial("minimum of three", dict(reward=paths, caution=math.inf), asked(FEW)),
-              Trial("one, half of its prompts chosen by doubt", comparisons=asked_in_doubt(FEW))]
+    trials = [Trial("one reward model", SHORT, asked(FEW)),
+              Trial("mean of three", dict(SHORT, reward=paths)),
+              Trial("mean less one deviation", dict(SHORT, reward=paths, caution=1.0)),
+              Trial("minimum of three", dict(SHORT, reward=paths, caution=math.inf)),
+              Trial("one, half of its prompts chosen by doubt", SHORT, asked_in_doubt(FEW))]
     return sweep(trials, roots, "ensembles", ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
 
 

@@ -230,7 +230,7 @@ def test_answers_stream_whole_characters(pipeline, monkeypatch):
     ids = tokenizer.encode("é🙂")
     assert len(ids) > 2
     monkeypatch.setattr(gpt, "stream", lambda *args: iter([(None, torch.tensor([i])) for i in [*ids, tokenizer.end]]))
-    pieces = list(gpt.reply(pipeline[1], tokenizer, [{"role": "user", "content": "x"}], 8, 1.0))
+    pieces = list(chat.reply(pipeline[1], tokenizer, [{"role": "user", "content": "x"}], 8, 1.0))
     assert "".join(pieces) == "é🙂" and "\ufffd" not in "".join(pieces)
 
 
@@ -260,7 +260,7 @@ def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path):
     assert results["round"] == 2 and list(results["seconds"]) == ["gpt", "sft", "reward", "ppo", "reward-2", "ppo-2"]
     assert results["sft"]["greedy"]["gold"] == before["sft"]["greedy"]["gold"] and results["kl"] != 0
     assert (out / "ppo-2" / "rounds.png").read_bytes().startswith(b"\x89PNG")
-    assert gpt.newest(out) == out / "ppo-2" / "ckpt.pt"
+    assert runs.newest_policy(out) == out / "ppo-2" / "ckpt.pt"
     with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
         ppo.train(ppo.Config(**{**common, "round": 3}))
     with pytest.raises(UserError, match="ppo-3/ckpt.pt not found: run python ppo.py --round 3 first"):
