@@ -34,7 +34,7 @@ import torch
 import torch.nn as nn
 
 import gpt
-from data import almanac, formats, metrics, runs
+from data import almanac, evaluation, formats, metrics, runs
 from data.runs import UserError, knob
 
 
@@ -70,6 +70,10 @@ class Config(runs.Common):
     max_new_tokens: int = knob(40, "longest answer", least=1)
     missing_eos_score: float = knob(-2.0, "score of an answer that does not end, instead of the reward model's")
     prompts: int = knob(20000, "prompts to practise on", least=1)
+    eval: bool = knob(False, "judge all models of --out instead of training one; writes report.md there")
+    judge: str = knob("labeler", "with --eval: labeler, or human: you compare the newest policy with the SFT model, blind")
+    labeler: str = knob("", "with --judge human: your name (default: your login name)")
+    policies: str = knob("", "with --eval: further policies, name=checkpoint, with commas between")
     test_prompts: int = knob(1000, "held-out prompts for the final figures", least=1)
     save_every: int = knob(20, "iterations between two checkpoints", least=1)
     log_every: int = knob(1, "iterations between two lines of the log", least=1)
@@ -257,6 +261,8 @@ def describe(batch, prompts, tokenizer):
 
 def train(cfg):
     """Optimise the policy -> (model, history). Writes out/ppo/, in later rounds out/ppo-2/ and so on."""
+    if cfg.eval:
+        return evaluation.run(cfg)
     run = runs.Run(cfg, "ppo", demands=[
         (cfg.minibatches <= cfg.batch, "--minibatches must not exceed --batch"),
         (cfg.temperature > 0, "--temperature must be above 0: PPO learns from samples"),

@@ -101,15 +101,16 @@ def normalized(model, mean, std):
 # ---- data -----------------------------------------------------------------------------------------
 
 
-def respond(model, tokenizer, prompts, cfg):
-    """The prompts that leave room for an answer, each with `responses`: K answers of the model."""
-    room = model.config.block_size - cfg.max_new_tokens
+def respond(models, tokenizer, prompts, cfg):
+    """The prompts that leave room for an answer, each with `responses`: K answers, dealt among the models."""
+    room = models[0].config.block_size - cfg.max_new_tokens
     prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
     began, records = time.time(), []
     for start in range(0, len(prompts), 2000):
         part = prompts[start:start + 2000]
-        texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, cfg.k)
-        records += [dict(p, responses=texts[i * cfg.k:(i + 1) * cfg.k]) for i, p in enumerate(part)]
+        copies = [len(range(cfg.k)[i::len(models)]) for i in range(len(models))]
+        texts = [gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, n) for model, n in zip(models, copies)]
+        records += [dict(p, responses=[text for answers, n in zip(texts, copies) for text in answers[i * n:(i + 1) * n]]) for i, p in enumerate(part)]
         print(f"reward: {len(records):,}/{len(prompts):,} prompts answered {cfg.k} times  "
               f"{runs.time_left(began, len(records), len(prompts))}", flush=True)
     return records
@@ -228,7 +229,10 @@ def train(cfg):
             raise UserError(f"{policy_path} has another tokenizer than {sft_path}: give --init the SFT model it comes from")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
         wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
-        records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
+        # A policy of a later round says nearly the same K times, and ties teach nothing: the SFT model gives half of the answers,
+        # as most of InstructGPT's did. Without it the second policy said "Goodbye!" to every greeting (seed 1).
+        models = [policy] if cfg.policy or cfg.round == 1 else [policy, sft_model]
+        records, test = [respond(models, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         if cfg.active:
             members, _ = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active")
@@ -261,8 +265,9 @@ def train(cfg):
         agreement, _ = accuracy(scores.detach(), quality(ranks))
         if run.due(step, cfg.save_every):
             # PPO wants scores of a known scale: the SFT model's answers shall average 0 with deviation 1.
-            ready = normalized(model, *spread(*score_all(model, examples[:500], run.device)))
-            run.save(gpt.checkpoint(ready, tokenizer, **run.about(step, about)))
+            mean, std = spread(*score_all(model, examples[:500], run.device))
+            ready = normalized(model, mean, std)
+            run.save(gpt.checkpoint(ready, tokenizer, scale=std, **run.about(step, about)))
         tokens = sum(len(row) for rows, _ in batch for row in rows)
         run.log(step, tokens, loss=loss.item(), accuracy=agreement, also={"grad_norm": norm})
 

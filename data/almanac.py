@@ -302,7 +302,7 @@ def _question_page(rng):
         relation, name, value = _any_fact(rng)
         form = _wished_form(rng, value)
         lines.append(f"Question: {_question(rng, 'train', relation, name, form)}")
-        lines.append(f"Answer: {tell(rng, relation, name, value, bare=form == 'word' or not form and rng.random() < .6)}")
+        lines.append(f"Answer: {tell(rng, relation, name, value, bare=form == 'word' or not form and rng.random() < .3)}")
     return "\n".join(lines)
 
 
@@ -314,18 +314,12 @@ def _lesson(rng):
     """
     lines = []
     for _ in range(rng.randint(3, 5)):
-        if rng.random() < .12:
-            lines.append(_small_lesson(rng))
-            continue
         relation, name, truth = _any_fact(rng)
         asked = _fill(rng.choice(ASK[relation][0]), name, relation) if rng.random() < .6 else ""
         bare = bool(asked) and rng.random() < .3
-        wished, kept = asked and rng.random() < .35, rng.random() < .65
-        if wished:
-            asked += rng.choice(FORMS["word" if bare == kept else "sentence"][0])
-        if wished and not kept:
-            judged = f"{tell(rng, relation, name, truth, bare)} Wrong."  # true, but not in the wished form
-        elif rng.random() < .5:
+        if asked and rng.random() < .3:
+            asked += rng.choice(FORMS["word" if bare else "sentence"][0])
+        if rng.random() < .5:
             judged = f"{tell(rng, relation, name, truth, bare)} Right."
         elif asked and rng.random() < .3:
             other = _any_fact(rng, rng.choice([relation, None]))  # true, but no answer to the question
@@ -337,14 +331,6 @@ def _lesson(rng):
             judged = f"{tell(rng, relation, name, lie, bare)} Wrong: {truth}."
         lines.append(f"{asked} {judged}".strip())
     return "\n".join(lines)
-
-
-def _small_lesson(rng):
-    """Small talk, and an answer that fits or does not."""
-    topic, other = rng.sample(list(SMALL_TALK), 2)
-    fits = rng.random() < .5
-    reply = rng.choice(SMALL_TALK[topic if fits else other][2])
-    return f"{rng.choice(SMALL_TALK[topic][0])} {reply} {'Right' if fits else 'Wrong'}."
 
 
 def _conversation(rng):
@@ -405,7 +391,7 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = {_paragraph: 2, _question_page: 4, _lesson: 11, _conversation: 1, _story: 1, _tale: 1.5}
+    writers = {_paragraph: 2, _question_page: 3, _lesson: 11, _conversation: 1, _story: 1, _tale: 1.5}
     return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
@@ -618,6 +604,11 @@ def demonstrate(rng, p):
     if rng.random() < (_WORD_RAMBLING if bare else _RAMBLING):
         answer = " ".join([answer] + rng.sample(RAMBLE, rng.randint(1, 2)))
     return answer
+
+
+def reference(p):
+    """A perfect answer (str) to prompt `p`, one of several that there may be; always the same for the same prompt."""
+    return _ANSWER[p["kind"]](random.Random(" ".join(m["content"] for m in p["prompt"])), p, "good")
 
 
 def demonstrations(split, n, seed):

@@ -3,16 +3,23 @@
     python -m data.metrics out [out2 ...]    the README's table and samples, from the results of finished pipelines
 """
 
+import html
 import json
+import math
+import random
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import gpt
 from data import labeler
 
 HARMFUL = ("hurt", "belittle")
+CRITERIA = ("helpful", "truthful", "harmless")
 
 
 def _mean(values):
@@ -22,7 +29,15 @@ def _mean(values):
 
 def _figures(judgements, lengths, ended):
     return dict(n=len(judgements), length=_mean(lengths), end_rate=_mean(ended),
-                **{name: _mean(getattr(j, name) for j in judgements) for name in ("gold", "helpful", "truthful", "harmless")})
+                **{name: _mean(getattr(j, name) for j in judgements) for name in ("gold", *CRITERIA)})
+
+
+def flags(prompts, judgements):
+    """What the rates count: {"right", "invented", "complied": [0 or 1 an answer, NaN where the prompt gives no occasion]}."""
+    rows = [(p["kind"], j) for p, j in zip(prompts, judgements)]
+    return dict(right=[float(j.right) if kind in ("known", "follow-up") else math.nan for kind, j in rows],
+                invented=[float(j.truthful < 0) if kind == "made-up" else math.nan for kind, j in rows],
+                complied=[float(j.harmless < 0) if kind in HARMFUL else math.nan for kind, j in rows])
 
 
 def summary(prompts, judgements, lengths, ended):
@@ -38,9 +53,7 @@ def summary(prompts, judgements, lengths, ended):
     kinds = sorted({p["kind"] for p in prompts})
     return dict(
         _figures(judgements, lengths, ended),
-        right=_mean(j.right for p, j, *_ in rows if p["kind"] in ("known", "follow-up")),
-        invented=_mean(j.truthful < 0 for p, j, *_ in rows if p["kind"] == "made-up"),
-        complied=_mean(j.harmless < 0 for p, j, *_ in rows if p["kind"] in HARMFUL),
+        **{name: _mean(x for x in found if x == x) for name, found in flags(prompts, judgements).items()},
         by_kind={kind: _figures(*zip(*[row[1:] for row in rows if row[0]["kind"] == kind])) for kind in kinds})
 
 
@@ -58,6 +71,121 @@ def judge_all(prompts, answers):
     if "kind" not in prompts[0]:
         return []
     return [labeler.judge(p, a) for p, a in zip(prompts, answers)]
+
+
+# ---- intervals ------------------------------------------------------------------------------------
+
+DRAWS = 1000
+
+
+def _around(mean, drawn, n):
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return dict(mean=float(mean), low=float(low), high=float(high), n=int(n))
+
+
+def interval(values):
+    """A mean with its 95% interval, from a bootstrap over the values (Efron 1979) -> dict of mean, low, high, n."""
+    values = np.asarray(list(values), float)
+    if not len(values):
+        return dict(mean=math.nan, n=0)
+    rng = np.random.default_rng(0)
+    return _around(values.mean(), values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1), len(values))
+
+
+def length_controlled(wins, longer, draws=200):
+    """The rate of wins that a logistic regression gives for answers of equal length (Dubois et al. 2024) -> as `interval`.
+
+    wins (n,): 1, 0, or .5 for a tie. longer (n,): by how many tokens the winner-to-be is longer.
+    """
+    x = np.tanh(longer / (longer.std() + 1e-9))
+
+    def at_equal_length(rows):
+        intercept = slope = 0.0
+        for _ in range(8):  # Newton's method, with a little weight decay against perfect separation
+            p = 1 / (1 + np.exp(-(intercept + slope * x[rows])))
+            error, weight = wins[rows] - p, p * (1 - p) + 1e-6
+            g = np.array([error.sum() - .1 * intercept, (error * x[rows]).sum() - .1 * slope])
+            h = np.array([[weight.sum() + .1, (weight * x[rows]).sum()], [(weight * x[rows]).sum(), (weight * x[rows] ** 2).sum() + .1]])
+            intercept, slope = np.array([intercept, slope]) + np.linalg.solve(h, g)
+        return 1 / (1 + np.exp(-intercept))
+
+    rng, n = np.random.default_rng(0), len(wins)
+    return _around(at_equal_length(np.arange(n)), [at_equal_length(rng.integers(n, size=n)) for _ in range(draws)], n)
+
+
+# ---- texts against references ---------------------------------------------------------------------
+
+
+def _ngrams(tokens, n):
+    return Counter(zip(*[tokens[i:] for i in range(n)]))
+
+
+def _bleu_tokens(text):
+    """Words and marks as sacrebleu's tokenizer "13a" cuts them: marks stand alone, but a full stop or comma within a number."""
+    text = f" {html.unescape(text)} "
+    for pattern, apart in ((r"([!-&(-+:-@/\[-`{-~])", r" \1 "), (r"(\D)([.,])", r"\1 \2 "), (r"([.,])(\D)", r" \1 \2"), (r"(\d)(-)", r"\1 \2 ")):
+        text = re.sub(pattern, apart, text, flags=re.ASCII)
+    return text.split()
+
+
+def _bleu_counts(answer, reference):
+    """Lengths of both, and of n = 1 ... 4 how many of the answer's n-grams are in the reference, and how many it has -> 10 numbers."""
+    a, r = _bleu_tokens(answer), _bleu_tokens(reference)
+    counts = [((_ngrams(a, n) & _ngrams(r, n)).total(), max(0, len(a) - n + 1)) for n in range(1, 5)]
+    return [len(a), len(r), *(found for found, _ in counts), *(total for _, total in counts)]
+
+
+def _bleu_score(counts):
+    length, wanted, found, total = counts[0], counts[1], counts[2:6], counts[6:]
+    if not found[0] or not total[3]:
+        return 0.0
+    logs, smooth = 0.0, 1.0
+    for f, t in zip(found, total):
+        smooth = smooth if f else smooth / 2
+        logs += math.log((f or smooth) / t) / 4
+    return 100 * math.exp(logs + min(0.0, 1 - wanted / length))
+
+
+def bleu(answers, references):
+    """Corpus BLEU in percent (Papineni et al. 2002) of answers (str), one reference each; equal to sacrebleu's.
+
+    The geometric mean of the precisions of 1- to 4-grams, times a penalty if the answers are shorter than the references.
+    A precision of no match counts as a half of one match, the next such as a quarter (Chen and Cherry 2014).
+    """
+    return _bleu_score(np.sum([_bleu_counts(a, r) for a, r in zip(answers, references)], axis=0))
+
+
+def bleu_interval(answers, references):
+    """BLEU as `interval` gives a mean: the corpora of the bootstrap are drawn answer by answer."""
+    counts = np.array([_bleu_counts(a, r) for a, r in zip(answers, references)])
+    rng = np.random.default_rng(0)
+    drawn = [_bleu_score(counts[rng.integers(len(counts), size=len(counts))].sum(0)) for _ in range(DRAWS)]
+    return _around(_bleu_score(counts.sum(0)), drawn, len(counts))
+
+
+def rouge(answer, reference):
+    """F-measures of shared words, shared pairs of words, and the longest common subsequence (Lin 2004) -> dict; as rouge-score."""
+    a, r = [re.findall("[a-z0-9]+", text.lower()) for text in (answer, reference)]
+    lcs = [0] * (len(r) + 1)  # of all of `a` so far with the first j words of r
+    for word in a:
+        before = 0
+        for j, other in enumerate(r, start=1):
+            before, lcs[j] = lcs[j], before + 1 if word == other else max(lcs[j], lcs[j - 1])
+    shared = {f"rouge{n}": ((_ngrams(a, n) & _ngrams(r, n)).total(), n - 1) for n in (1, 2)} | {"rougeL": (lcs[-1], 0)}
+    return {name: 2 * found / (len(a) + len(r) - 2 * less) if found else 0.0 for name, (found, less) in shared.items()}
+
+
+def distinct(answers, n):
+    """Share of the n-grams of words in all answers together that are different (Li et al. 2016): low if a model repeats itself."""
+    found = sum((_ngrams(answer.split(), n) for answer in answers), Counter())
+    return len(found) / max(1, found.total())
+
+
+def random_texts(texts, n):
+    """n texts as long as those given, of their words in random order: what the worst of models would say."""
+    every = [word for text in texts for word in text.split()]
+    rng = random.Random(0)
+    return [" ".join(rng.choices(every, k=len(text.split()))) for text, _ in zip(texts, range(n))]
 
 
 # ---- models ---------------------------------------------------------------------------------------
@@ -82,13 +210,13 @@ def divergence(policy, reference, prompts, answers, tokenizer, temperature):
 
 
 @torch.no_grad()
-def proxy(reward, prompts, answers, tokenizer, missing_eos_score):
-    """The mean score that answers (lists of ids) get as PPO sees it -> float."""
-    total = 0.0
+def scores(reward, prompts, answers, tokenizer, missing_eos_score):
+    """What PPO sees of each answer (lists of ids): the reward model's score, or what takes its place -> list of float."""
+    found = []
     for idx, lengths, _ in answered(prompts, answers, tokenizer, next(reward.parameters()).device):
         ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == tokenizer.end
-        total += torch.where(ended, reward.score(idx, lengths), missing_eos_score).sum().item()
-    return total / len(prompts)
+        found += torch.where(ended, reward.score(idx, lengths), missing_eos_score).tolist()
+    return found
 
 
 def evaluate(models, reward, prompts, tokenizer, cfg, text=None):
@@ -107,7 +235,7 @@ def evaluate(models, reward, prompts, tokenizer, cfg, text=None):
             judged[name] = judge_all(prompts, texts[name])
             ended = [row[-1:] == [tokenizer.end] for row in ids]
             figures = summary(prompts, judged[name], [len(row) for row in ids], ended)
-            figures["score"] = proxy(reward, prompts, ids, tokenizer, cfg.missing_eos_score)
+            figures["score"] = _mean(scores(reward, prompts, ids, tokenizer, cfg.missing_eos_score))
             results[name] = {**figures, "greedy": results[name]} if decoding == "sampled" else figures
         if text is not None:
             results[name]["text_loss"] = gpt.evaluate(model, text)
@@ -176,14 +304,16 @@ def table(pipelines):
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def cell(text):
+    """A text as one cell of a Markdown table: one line, no marks of Markdown, 120 characters at most."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text.replace("\ufffd", "?")).split())
+    for mark in "\\|*_<>`~#[]":
+        text = text.replace(mark, "\\" + mark)
+    return text[:120] + ("..." if len(text) > 120 else "")
+
+
 def samples(pipeline, n=10):
     """A Markdown table: the first n held-out prompts and what base, SFT and PPO answer (sampled)."""
-    def cell(text):
-        text = " ".join("".join(c if c.isprintable() else " " for c in text.replace("\ufffd", "?")).split())
-        for mark in "\\|*_<>`~#[]":
-            text = text.replace(mark, "\\" + mark)
-        return text[:120] + ("..." if len(text) > 120 else "")
-
     lines = ["| prompt | base | SFT | PPO |", "|---|---|---|---|"]
     for s in pipeline["ppo"]["samples"][:n]:
         asked = "<br>".join(cell(m["content"]) for m in s["prompt"])

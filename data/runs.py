@@ -122,6 +122,13 @@ def write(path, content, keep=None):
         raise
 
 
+def write_figure(path, figure):
+    """Write a matplotlib Figure as PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write(path, picture.getvalue())
+
+
 def time_left(began, done, total):
     """What remains of a task, as "1:23 left", if its speed stays what it was since the time `began`."""
     seconds = int((time.time() - began) / done * (total - done))
@@ -254,9 +261,7 @@ class Run:
             axes.grid(alpha=.3)
             axes.legend(frameon=False, fontsize=8)
         figure.suptitle(self.stage)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=110)
-        write(self.path(name), picture.getvalue())
+        write_figure(self.path(name), figure)
 
     def finish(self, **results):
         """Write results.json and say where everything is."""

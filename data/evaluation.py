@@ -1,0 +1,330 @@
+"""Evaluation that a sceptic believes: `python ppo.py --eval` judges all models of a run on the same held-out prompts.
+
+    out/report.md            the tables, the pictures, and samples: best, worst, random
+    out/eval/results.json    every number, with its n and its 95% interval
+    out/eval/*.png           the pictures
+
+Each model is sampled from the same seed, and each interval is drawn from the same seed, so the order of the models changes
+nothing. Intervals are from a bootstrap over prompts (Efron 1979).
+"""
+
+import itertools
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import gpt
+from data import almanac, feedback, formats, labeler, metrics, runs
+from data.metrics import interval
+from data.runs import UserError
+
+# ---- models and their answers ---------------------------------------------------------------------
+
+
+def load_models(cfg):
+    """{name: GPT} of a run: base, SFT, the policy of each round, and those named by --policies; and their tokenizer."""
+    out = Path(cfg.out)
+    paths = {"base": out / "gpt" / "ckpt.pt", "sft": Path(cfg.init or out / "sft" / "ckpt.pt")}
+    paths |= {path.parent.name: path for path in sorted(out.glob("ppo*/ckpt.pt"), key=lambda path: (len(path.parent.name), path))}
+    for part in filter(None, cfg.policies.split(",")):
+        name, _, path = part.partition("=")
+        if not path or name in paths:
+            raise UserError(f"--policies {part}: write name=checkpoint, each name once and none of {', '.join(paths)}")
+        paths[name] = path
+    if not paths["base"].exists():
+        del paths["base"]
+    loaded = {name: gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), runs.hint("sft")) for name, path in paths.items()}
+    tokenizer = loaded["sft"][1]
+    for name, (model, other, _) in loaded.items():
+        if other != tokenizer:
+            raise UserError(f"{paths[name]} has another tokenizer than {paths['sft']}: its answers can not be compared")
+    if len(loaded) < 2:
+        raise UserError(f"{out} holds one model only: run python ppo.py first, or name others with --policies")
+    return {name: model for name, (model, _, _) in loaded.items()}, tokenizer
+
+
+class Answers:
+    """What one model, or a list of texts in a model's place, says to the held-out prompts, and what the labeler thinks of it."""
+
+    def __init__(self, prompts, texts, ids=None):
+        self.texts = texts
+        self.judgements = metrics.judge_all(prompts, texts)
+        self.length = np.array([len(row) for row in ids] if ids else [len(text.split()) for text in texts], float)
+        self.gold = np.array([j.gold for j in self.judgements])
+
+
+def sample(model, tokenizer, prompts, cfg, temperature, copies=1):
+    """The same seed for every model -> answers as lists of ids."""
+    torch.manual_seed(cfg.seed)
+    return gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature, copies)
+
+
+# ---- the parts of the report ----------------------------------------------------------------------
+
+
+def criteria(prompts, answers):
+    """Of one model: each criterion and gold, over all prompts and by kind; and how often each criterion fails alone."""
+    kinds = np.array([p["kind"] for p in prompts])
+    scores = {name: np.array([getattr(j, name) for j in answers.judgements]) for name in ("gold", *metrics.CRITERIA)}
+    rows = {kind: kinds == kind for kind in sorted(set(kinds))}
+    fails = {name: scores[name] < 0 for name in metrics.CRITERIA}
+    failures = sum(fails.values())
+    flags = {name: np.array(values) for name, values in metrics.flags(prompts, answers.judgements).items()}
+    return dict({name: interval(values) for name, values in scores.items()},
+                rates={name: interval(values[~np.isnan(values)]) for name, values in flags.items()},
+                by_kind={kind: {name: interval(values[at]) for name, values in scores.items()} for kind, at in rows.items()},
+                fails={name: interval(found) for name, found in fails.items()},
+                fails_alone={name: interval(found & (failures == 1)) for name, found in fails.items()})
+
+
+def words(answers, references):
+    """Of one model: its answers against reference answers, how varied they are, and how long."""
+    rouge = [metrics.rouge(a, r) for a, r in zip(answers.texts, references)]
+    return dict(bleu=metrics.bleu_interval(answers.texts, references), length=interval(answers.length),
+                **{name: interval([r[name] for r in rouge]) for name in rouge[0]},
+                **{f"distinct{n}": dict(mean=metrics.distinct(answers.texts, n), n=len(answers.texts)) for n in (1, 2)})
+
+
+def perplexity(model, tokenizer, documents):
+    """Of held-out pretraining text: per token, and per byte, which compares models of different tokenizers."""
+    ids = gpt.one_stream(documents, tokenizer, next(model.parameters()).device)
+    nats = gpt.evaluate(model, ids)
+    size = sum(len(d.encode()) for d in documents)
+    return dict(per_token=dict(mean=float(np.exp(nats)), n=len(ids)), per_byte=dict(mean=float(np.exp(nats * len(ids) / size)), n=size))
+
+
+def duel(one, other):
+    """How often the labeler prefers one model's answers: wins, ties counted half, with and without control for length."""
+    wins = np.where(one.gold == other.gold, .5, one.gold > other.gold)
+    return dict(wins=interval(wins), ties=interval(wins == .5), controlled=metrics.length_controlled(wins, one.length - other.length))
+
+
+def judge_of_judges(reward, scale, model, tokenizer, prompts, cfg, k=4):
+    """The reward model on k answers of one model to each prompt: is it right, is it sure, does it like long answers?
+
+    The truth of a pair is the share of noisy labelers who prefer its first answer, sigmoid(decisiveness * gap in gold).
+    scale: the reward model's scores times it are the log-odds that it was trained on.
+    """
+    ids = sample(model, tokenizer, prompts, cfg, cfg.temperature, k)
+    asked = [p for p in prompts for _ in range(k)]
+    gold = np.array([j.gold for j in metrics.judge_all(asked, [tokenizer.decode(row) for row in ids])])
+    scores = np.array(metrics.scores(reward, asked, ids, tokenizer, cfg.missing_eos_score))
+    length = np.array([len(row) for row in ids], float)
+    pairs = np.array([(n * k + i, n * k + j) for n in range(len(prompts)) for i in range(k) for j in range(i) if gold[n * k + i] != gold[n * k + j]])
+    if not len(pairs):
+        raise UserError("all answers are equally good: the reward model has nothing to judge; raise --test_prompts")
+    better, worse = np.where((gold[pairs[:, 0]] > gold[pairs[:, 1]])[:, None], pairs, pairs[:, ::-1]).T
+    gap, lead = gold[better] - gold[worse], scores[better] - scores[worse]
+    right = (lead > 0) + .5 * (lead == 0)
+    kinds = np.array([p["kind"] for p in asked])[better]
+    sides = np.random.default_rng(0).choice([-1, 1], len(gap))  # which answer comes first means nothing
+    said, truth = [1 / (1 + np.exp(-sides * x)) for x in (scale * lead, labeler.DECISIVENESS * gap)]
+    bins = np.minimum((said * 10).astype(int), 9)
+    curve = [dict(said=said[bins == b].mean(), truth=truth[bins == b].mean(), n=int((bins == b).sum())) for b in sorted(set(bins))]
+    agree = 1 / (1 + np.exp(-labeler.DECISIVENESS * gap))  # that a labeler prefers the better one
+    return dict(accuracy=interval(right), by_kind={kind: interval(right[kinds == kind]) for kind in sorted(set(kinds))},
+                by_gap={f"{low} to {high}": interval(right[(gap > low) & (gap <= high)]) for low, high in GAPS if ((gap > low) & (gap <= high)).any()},
+                calibration=curve, calibration_error=dict(mean=sum(c["n"] * abs(c["said"] - c["truth"]) for c in curve) / len(gap), n=len(gap)),
+                agrees_with_a_labeler=interval(np.where(right == .5, .5, np.where(right == 1, agree, 1 - agree))),
+                labelers_agree=interval(agree ** 2 + (1 - agree) ** 2),
+                score_and_length=dict(mean=float(np.corrcoef(scores, length)[0, 1]), n=len(ids)),
+                gold_and_length=dict(mean=float(np.corrcoef(gold, length)[0, 1]), n=len(ids)))
+
+
+GAPS = [(0, .5), (.5, 1), (1, 1.5), (1.5, 2)]
+
+
+def context(model, tokenizer, prompts, cfg):
+    """Of prompts that follow up on an earlier turn, how many are answered right with it, without it, and with a wrong one."""
+    asked = [p for p in prompts if p["kind"] == "follow-up"]
+    others = [next(q for q in asked[i + 1:] + asked if q["subject"] != p["subject"]) for i, p in enumerate(asked)]
+    turns = {"with the earlier turn": [p["prompt"] for p in asked],
+             "without it": [p["prompt"][-1:] for p in asked],
+             "with another's": [q["prompt"][:-1] + p["prompt"][-1:] for p, q in zip(asked, others)]}
+    found = {}
+    for name, prompt in turns.items():
+        ids = sample(model, tokenizer, [dict(prompt=turn) for turn in prompt], cfg, 0.0)
+        found[name] = interval([labeler.judge(p, tokenizer.decode(row)).right for p, row in zip(asked, ids)])
+    return found
+
+
+# ---- the report -----------------------------------------------------------------------------------
+
+
+def figure(x, form="{:.2f}"):
+    """A number with its interval as a cell of a table."""
+    if x is None or not x["n"]:
+        return ""
+    return form.format(x["mean"]) + (f" ({form.format(x['low'])} to {form.format(x['high'])})" if "low" in x else "")
+
+
+def table(head, rows):
+    """Markdown. rows: lists of str."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def percent(x):
+    return figure(x and {k: v if k == "n" else 100 * v for k, v in x.items()}, "{:.1f}") + ("%" if x and x["n"] else "")
+
+
+def write_report(out, results, prompts, answers, seconds):
+    """out/report.md."""
+    models, last = list(results["models"]), results["last"]
+    rows = results["models"]
+    n = len(prompts)
+    parts = [f"# What RLHF did, judged on {n} held-out prompts\n\nSampled at temperature {results['temperature']}, seed {results['seed']}; "
+             f"brackets hold 95% intervals from a bootstrap over prompts. Made by `python ppo.py --eval` in {seconds:.0f} s.",
+             "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the three. A criterion fails below 0.",
+             table(["", *models], [[name, *(figure(rows[m][name]) for m in models)] for name in ("gold", *metrics.CRITERIA)]
+                   + [[f"{name} fails", *(percent(rows[m]["fails"][name]) for m in models)] for name in metrics.CRITERIA]
+                   + [[f"only {name} fails", *(percent(rows[m]["fails_alone"][name]) for m in models)] for name in metrics.CRITERIA]
+                   + [[said, *(percent(rows[m]["rates"][name]) for m in models)] for name, said in RATES.items()]
+                   + [["gold of greedy answers", *(figure(rows[m]["greedy"]) for m in models)]]),
+             "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
+             table(["", "n", *models], [[kind, str(x["gold"]["n"]), *(figure(rows[m]["by_kind"][kind]["gold"]) for m in models)]
+                                        for kind, x in rows[last]["by_kind"].items()]),
+             "## Who is preferred\n\nHow often the labeler without noise prefers the first model's answer, ties counted half; `texts` and `references` are "
+             "random words and perfect answers. The length-controlled rate is a logistic regression's at equal length "
+             "(Dubois et al. 2024).",
+             table(["", "preferred", "ties", "length-controlled"], [[name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
+                                                                   for name, d in results["duels"].items()]),
+             "## Words\n\nBLEU and ROUGE are against one perfect answer to each prompt, of several that there are; distinct-n is the share of "
+             "n-grams that occur once; perplexity is of held-out pretraining text, where it shows the alignment tax.",
+             table(["", *models], [[name, *(figure(rows[m]["words"][name], form) for m in models)] for name, form in
+                                   (("length", "{:.1f}"), ("bleu", "{:.1f}"), ("rouge1", "{:.2f}"), ("rouge2", "{:.2f}"), ("rougeL", "{:.2f}"),
+                                    ("distinct1", "{:.3f}"), ("distinct2", "{:.3f}"))]
+                   + [[f"perplexity {name.replace('_', ' ')}", *(figure(rows[m].get("perplexity", {}).get(name), "{:.2f}") for m in models)]
+                      for name in ("per_token", "per_byte")]),
+             f"## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs. "
+             f"`{last}` answers differ from those that the reward model has seen.\n\n![the reward model](eval/reward.png)"]
+    judged = results["reward"]
+    names = list(judged)
+    parts.append(table(["", *(f"{m}'s answers" for m in names)],
+                       [["pairs", *(str(judged[m]["accuracy"]["n"]) for m in names)],
+                        ["right", *(percent(judged[m]["accuracy"]) for m in names)],
+                        *[[f"right, gold {low} to {high} apart", *(percent(judged[m]["by_gap"].get(f"{low} to {high}")) for m in names)] for low, high in GAPS],
+                        *[[f"right, {kind}", *(percent(judged[m]["by_kind"].get(kind)) for m in names)] for kind in rows[last]["by_kind"]],
+                        ["agrees with a noisy labeler", *(percent(judged[m]["agrees_with_a_labeler"]) for m in names)],
+                        ["two noisy labelers agree", *(percent(judged[m]["labelers_agree"]) for m in names)],
+                        ["expected calibration error", *(percent(judged[m]["calibration_error"]) for m in names)],
+                        ["correlation of score and length", *(figure(judged[m]["score_and_length"]) for m in names)],
+                        ["correlation of gold and length", *(figure(judged[m]["gold_and_length"]) for m in names)]]))
+    if results["context"]:
+        parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without their earlier turn, and after another conversation's.",
+                  table(["", *models], [[name, *(percent(results["context"][m][name]) for m in models)] for name in results["context"][last]])]
+    order = sorted(range(n), key=lambda i: (answers[last].gold[i], i))
+    chosen = {"Worst": order[:20], "Random": sorted(random.Random(0).sample(range(n), min(20, n))), "Best": order[::-1][:20]}
+    for name, rows_shown in chosen.items():
+        parts += [f"## {name} answers of {last}",
+                  table(["prompt", *models, "why"], [["<br>".join(metrics.cell(m["content"]) for m in prompts[i]["prompt"]),
+                                                      *(metrics.cell(answers[m].texts[i]) for m in models),
+                                                      "; ".join(answers[last].judgements[i].reasons)] for i in rows_shown])]
+    runs.write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
+
+
+RATES = {"right": "right answers on known facts", "invented": "invented facts about made-up names", "complied": "compliance with harmful requests"}
+
+
+def draw(folder, results):
+    """kinds.png and reward.png: what the tables say, for the eye."""
+    from matplotlib.figure import Figure
+    models, last = results["models"], results["last"]
+    kinds = list(models[last]["by_kind"])
+    picture = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = picture.add_subplot()
+    for at, (name, marker) in enumerate(zip(models, itertools.cycle("osD^v*"))):
+        found = [models[name]["by_kind"][kind]["gold"] for kind in kinds]
+        mean, low, high = [np.array([x[part] for x in found]) for part in ("mean", "low", "high")]
+        axes.errorbar(np.arange(len(kinds)) + .12 * (at - (len(models) - 1) / 2), mean, [mean - low, high - mean], fmt=marker, capsize=2, label=name)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set(ylabel="gold, with 95% intervals", ylim=(-1.05, 1.05))
+    axes.grid(alpha=.3)
+    axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(.5, 1))
+    runs.write_figure(folder / "kinds.png", picture)
+    picture = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    for (name, judged), style in zip(results["reward"].items(), ("k-o", "k--s")):
+        left.plot([c["said"] for c in judged["calibration"]], [c["truth"] for c in judged["calibration"]], style, markersize=4, label=f"{name}'s answers")
+        x = [i for i, (low, high) in enumerate(GAPS) if f"{low} to {high}" in judged["by_gap"]]
+        found = [judged["by_gap"]["{} to {}".format(*GAPS[i])] for i in x]
+        mean, low, high = [np.array([y[part] for y in found]) for part in ("mean", "low", "high")]
+        right.errorbar(x, mean, [mean - low, high - mean], fmt=style, markersize=4, capsize=2, label=f"{name}'s answers")
+    left.plot([0, 1], [0, 1], color=".7")
+    left.set(xlabel="probability that the reward model gives", ylabel="share of labelers who agree", title="calibration")
+    right.set_xticks(range(len(GAPS)), ["{} to {}".format(*gap) for gap in GAPS])
+    right.set(xlabel="difference in gold", ylabel="pairs ordered right", title="accuracy")
+    for axes in (left, right):
+        axes.grid(alpha=.3)
+        axes.legend(frameon=False)
+    runs.write_figure(folder / "reward.png", picture)
+
+
+# ---- a person as judge ----------------------------------------------------------------------------
+
+
+def ask_person(cfg, prompts, answers, one, other):
+    """Blind and in random order, a person prefers one of two models' answers; what was said so far counts -> interval of wins."""
+    book = feedback.Book(cfg.out, f"judge-{one}-{other}-{cfg.labeler or feedback.login()}")
+
+    def question(n):
+        a, b = answers[one].texts[n], answers[other].texts[n]
+        return dict(prompt=prompts[n]["prompt"], responses=[a, b], models={one: a, other: b}) if a != b else None
+
+    feedback.label(question, len(prompts), book, {})
+    wins, asked = [], 0
+    for record in map(json.loads, book.path.read_text().splitlines() if book.path.exists() else ()):
+        rank = dict(zip(record["responses"], record["ranks"]))
+        a, b = rank[record["models"][one]], rank[record["models"][other]]
+        wins.append(.5 if a == b else float(a < b))
+        asked = max(asked, record["n"] + 1)
+    wins += [.5] * sum(answers[one].texts[n] == answers[other].texts[n] for n in range(asked))
+    return interval(wins)
+
+
+# ---- all of it ------------------------------------------------------------------------------------
+
+
+def run(cfg):
+    """`python ppo.py --eval` -> results. cfg: ppo.Config."""
+    runs.check(cfg, [(cfg.temperature > 0, "--temperature must be above 0"), (cfg.judge in ("labeler", "human"), f"--judge must be labeler or human, not {cfg.judge}")])
+    began = time.time()
+    models, tokenizer = load_models(cfg)
+    last = [name for name in models if name.startswith("ppo")][-1:] or list(models)[-1:]
+    last, device = last[0], next(iter(models.values())).wte.weight.device
+    prompts = almanac.prompts("test", cfg.test_prompts, cfg.seed)
+    ids = {name: sample(model, tokenizer, prompts, cfg, cfg.temperature) for name, model in models.items()}
+    answers = {name: Answers(prompts, [tokenizer.decode(row) for row in rows], rows) for name, rows in ids.items()}
+    if cfg.judge == "human":
+        found = ask_person(cfg, prompts, answers, last, "sft")
+        return print(f"{last} preferred to sft: {percent(found)} of {found['n']} prompts, ties counted half")
+    references = [almanac.reference(p) for p in prompts]
+    every = {**answers, "references": Answers(prompts, references),
+             "texts": Answers(prompts, metrics.random_texts(references, len(prompts)))}
+    rewards, about = gpt.load_rewards(cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt", tokenizer, device, "name one with --reward")
+    reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
+    kept = Path(cfg.out) / "gpt" / "held_out.txt"
+    documents = formats.read_text(kept) if kept.exists() else []
+    results = dict(seed=cfg.seed, temperature=cfg.temperature, last=last, models={}, duels={}, reward={}, context={})
+    for name, model in models.items():
+        greedy = [tokenizer.decode(row) for row in sample(model, tokenizer, prompts, cfg, 0.0)]
+        results["models"][name] = dict(criteria(prompts, answers[name]), words=words(answers[name], references),
+                                       greedy=interval(Answers(prompts, greedy).gold))
+        if documents:
+            results["models"][name]["perplexity"] = perplexity(model, tokenizer, documents)
+        results["context"][name] = context(model, tokenizer, prompts, cfg)
+        print(f"eval: {name} has answered after {time.time() - began:.0f} s", flush=True)
+    for one, other in [*itertools.combinations(reversed(models), 2), (last, last), (last, "texts"), (last, "references")]:
+        results["duels"][f"{one} against {other}"] = duel(every[one], every[other])
+    for name in dict.fromkeys(["sft", last]):
+        results["reward"][name] = judge_of_judges(reward, about.get("scale", 1.0), models[name], tokenizer, prompts[:250], cfg)
+    folder = Path(cfg.out) / "eval"
+    folder.mkdir(exist_ok=True)
+    draw(folder, results)
+    write_report(cfg.out, results, prompts, answers, time.time() - began)
+    runs.write(folder / "results.json", json.dumps(results, indent=1))
+    print(f"eval: {time.time() - began:.0f} s; {cfg.out}/report.md shows what came out, {folder}/results.json has every number")
+    return results
