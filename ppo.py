@@ -15,6 +15,7 @@ Four models: policy and reference start as the SFT model, the value model as the
 its own; reference and reward model never change. An answer is one episode: gamma is 1.
 
     python ppo.py       needs out/sft/ckpt.pt and out/reward/ckpt.pt; about 2 minutes on 2 CPU cores
+    python ppo.py --eval    judges all models there are in every way that the field knows, and writes out/report.md
 
 One pass of four minibatches over 256 answers, like InstructGPT's one pass of eight. Four passes over 128 answers, as
 Ziegler et al. and their successors make, took a little longer an iteration here and reached the same gold.

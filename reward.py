@@ -101,16 +101,15 @@ def normalized(model, mean, std):
 # ---- data -----------------------------------------------------------------------------------------
 
 
-def respond(models, tokenizer, prompts, cfg):
-    """The prompts that leave room for an answer, each with `responses`: K answers, dealt among the models."""
-    room = models[0].config.block_size - cfg.max_new_tokens
+def respond(model, tokenizer, prompts, cfg):
+    """The prompts that leave room for an answer, each with `responses`: K answers of the model."""
+    room = model.config.block_size - cfg.max_new_tokens
     prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
     began, records = time.time(), []
     for start in range(0, len(prompts), 2000):
         part = prompts[start:start + 2000]
-        copies = [len(range(cfg.k)[i::len(models)]) for i in range(len(models))]
-        texts = [gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, n) for model, n in zip(models, copies)]
-        records += [dict(p, responses=[text for answers, n in zip(texts, copies) for text in answers[i * n:(i + 1) * n]]) for i, p in enumerate(part)]
+        texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, cfg.k)
+        records += [dict(p, responses=texts[i * cfg.k:(i + 1) * cfg.k]) for i, p in enumerate(part)]
         print(f"reward: {len(records):,}/{len(prompts):,} prompts answered {cfg.k} times  "
               f"{runs.time_left(began, len(records), len(prompts))}", flush=True)
     return records
@@ -152,7 +151,9 @@ def ask(cfg, demands):
         different = list(dict.fromkeys(p["responses"]))
         return dict(p, responses=different) if len(different) > 1 else None
 
-    feedback.label(question, len(given), feedback.Book(cfg.out, cfg.labeler), dict(checkpoint=str(path)))
+    book = feedback.Book(cfg.out, cfg.labeler)
+    feedback.label(question, len(given), book, dict(checkpoint=str(path)))
+    print(f"python reward.py --data {book.path} learns from them")
 
 
 def encode(tokenizer, record, block_size):
@@ -229,10 +230,7 @@ def train(cfg):
             raise UserError(f"{policy_path} has another tokenizer than {sft_path}: give --init the SFT model it comes from")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
         wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
-        # A policy of a later round says nearly the same K times, and ties teach nothing: the SFT model gives half of the answers,
-        # as most of InstructGPT's did. Without it the second policy said "Goodbye!" to every greeting (seed 1).
-        models = [policy] if cfg.policy or cfg.round == 1 else [policy, sft_model]
-        records, test = [respond(models, tokenizer, almanac.prompts(split, n, seed), cfg)
+        records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         if cfg.active:
             members, _ = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active")

@@ -37,7 +37,7 @@ def load_models(cfg):
         paths[name] = path
     if not paths["base"].exists():
         del paths["base"]
-    loaded = {name: gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), runs.hint("sft")) for name, path in paths.items()}
+    loaded = {name: gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), runs.hint("sft") if name == "sft" else "") for name, path in paths.items()}
     tokenizer = loaded["sft"][1]
     for name, (model, other, _) in loaded.items():
         if other != tokenizer:
@@ -107,7 +107,7 @@ def judge_of_judges(reward, scale, model, tokenizer, prompts, cfg, k=4):
     """The reward model on k answers of one model to each prompt: is it right, is it sure, does it like long answers?
 
     The truth of a pair is the share of noisy labelers who prefer its first answer, sigmoid(decisiveness * gap in gold).
-    scale: the reward model's scores times it are the log-odds that it was trained on.
+    scale: the reward model's scores times it are the log-odds that it was trained on. None if no two answers differ in gold.
     """
     ids = sample(model, tokenizer, prompts, cfg, cfg.temperature, k)
     asked = [p for p in prompts for _ in range(k)]
@@ -116,7 +116,7 @@ def judge_of_judges(reward, scale, model, tokenizer, prompts, cfg, k=4):
     length = np.array([len(row) for row in ids], float)
     pairs = np.array([(n * k + i, n * k + j) for n in range(len(prompts)) for i in range(k) for j in range(i) if gold[n * k + i] != gold[n * k + j]])
     if not len(pairs):
-        raise UserError("all answers are equally good: the reward model has nothing to judge; raise --test_prompts")
+        return None  # all answers are equally good: there is nothing to judge
     better, worse = np.where((gold[pairs[:, 0]] > gold[pairs[:, 1]])[:, None], pairs, pairs[:, ::-1]).T
     gap, lead = gold[better] - gold[worse], scores[better] - scores[worse]
     right = (lead > 0) + .5 * (lead == 0)
@@ -157,7 +157,7 @@ def context(model, tokenizer, prompts, cfg):
 
 def figure(x, form="{:.2f}"):
     """A number with its interval as a cell of a table."""
-    if x is None or not x["n"]:
+    if x is None or not x["n"] or np.isnan(x["mean"]):
         return ""
     return form.format(x["mean"]) + (f" ({form.format(x['low'])} to {form.format(x['high'])})" if "low" in x else "")
 
@@ -187,8 +187,8 @@ def write_report(out, results, prompts, answers, seconds):
              "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
              table(["", "n", *models], [[kind, str(x["gold"]["n"]), *(figure(rows[m]["by_kind"][kind]["gold"]) for m in models)]
                                         for kind, x in rows[last]["by_kind"].items()]),
-             "## Who is preferred\n\nHow often the labeler without noise prefers the first model's answer, ties counted half; `texts` and `references` are "
-             "random words and perfect answers. The length-controlled rate is a logistic regression's at equal length "
+             "## Who is preferred\n\nHow often the labeler without noise prefers the first model's answer, ties counted half; `references` are perfect "
+             "answers, one a prompt. The length-controlled rate is a logistic regression's at equal length "
              "(Dubois et al. 2024).",
              table(["", "preferred", "ties", "length-controlled"], [[name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
                                                                    for name, d in results["duels"].items()]),
@@ -239,7 +239,7 @@ def draw(folder, results):
     for at, (name, marker) in enumerate(zip(models, itertools.cycle("osD^v*"))):
         found = [models[name]["by_kind"][kind]["gold"] for kind in kinds]
         mean, low, high = [np.array([x[part] for x in found]) for part in ("mean", "low", "high")]
-        axes.errorbar(np.arange(len(kinds)) + .12 * (at - (len(models) - 1) / 2), mean, [mean - low, high - mean], fmt=marker, capsize=2, label=name)
+        axes.errorbar(np.arange(len(kinds)) + .12 * (at - (len(models) - 1) / 2), mean, np.maximum(0, [mean - low, high - mean]), fmt=marker, capsize=2, label=name)
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set(ylabel="gold, with 95% intervals", ylim=(-1.05, 1.05))
     axes.grid(alpha=.3)
@@ -252,7 +252,7 @@ def draw(folder, results):
         x = [i for i, (low, high) in enumerate(GAPS) if f"{low} to {high}" in judged["by_gap"]]
         found = [judged["by_gap"]["{} to {}".format(*GAPS[i])] for i in x]
         mean, low, high = [np.array([y[part] for y in found]) for part in ("mean", "low", "high")]
-        right.errorbar(x, mean, [mean - low, high - mean], fmt=style, markersize=4, capsize=2, label=f"{name}'s answers")
+        right.errorbar(x, mean, np.maximum(0, [mean - low, high - mean]), fmt=style, markersize=4, capsize=2, label=f"{name}'s answers")
     left.plot([0, 1], [0, 1], color=".7")
     left.set(xlabel="probability that the reward model gives", ylabel="share of labelers who agree", title="calibration")
     right.set_xticks(range(len(GAPS)), ["{} to {}".format(*gap) for gap in GAPS])
@@ -268,7 +268,7 @@ def draw(folder, results):
 
 def ask_person(cfg, prompts, answers, one, other):
     """Blind and in random order, a person prefers one of two models' answers; what was said so far counts -> interval of wins."""
-    book = feedback.Book(cfg.out, f"judge-{one}-{other}-{cfg.labeler or feedback.login()}")
+    book = feedback.Book(cfg.out, cfg.labeler, f"judged-{one}-{other}")  # not beside the labels to learn from: these are held-out prompts
 
     def question(n):
         a, b = answers[one].texts[n], answers[other].texts[n]
@@ -290,11 +290,11 @@ def ask_person(cfg, prompts, answers, one, other):
 
 def run(cfg):
     """`python ppo.py --eval` -> results. cfg: ppo.Config."""
-    runs.check(cfg, [(cfg.temperature > 0, "--temperature must be above 0"), (cfg.judge in ("labeler", "human"), f"--judge must be labeler or human, not {cfg.judge}")])
+    runs.check(cfg, [(cfg.temperature > 0, "--temperature must be above 0"), (not cfg.data, "--eval asks the almanac's prompts, which the labeler knows: leave out --data"),
+                     (cfg.judge in ("labeler", "human"), f"--judge must be labeler or human, not {cfg.judge}")])
     began = time.time()
     models, tokenizer = load_models(cfg)
-    last = [name for name in models if name.startswith("ppo")][-1:] or list(models)[-1:]
-    last, device = last[0], next(iter(models.values())).wte.weight.device
+    last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
     prompts = almanac.prompts("test", cfg.test_prompts, cfg.seed)
     ids = {name: sample(model, tokenizer, prompts, cfg, cfg.temperature) for name, model in models.items()}
     answers = {name: Answers(prompts, [tokenizer.decode(row) for row in rows], rows) for name, rows in ids.items()}
@@ -302,9 +302,10 @@ def run(cfg):
         found = ask_person(cfg, prompts, answers, last, "sft")
         return print(f"{last} preferred to sft: {percent(found)} of {found['n']} prompts, ties counted half")
     references = [almanac.reference(p) for p in prompts]
-    every = {**answers, "references": Answers(prompts, references),
-             "texts": Answers(prompts, metrics.random_texts(references, len(prompts)))}
-    rewards, about = gpt.load_rewards(cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt", tokenizer, device, "name one with --reward")
+    stand_ins = {"references": references, "random words": metrics.random_texts(references)}
+    every = answers | {name: Answers(prompts, texts, [tokenizer.encode(text) + [tokenizer.end] for text in texts]) for name, texts in stand_ins.items()}
+    rewards, about = gpt.load_rewards(cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt", tokenizer, models["sft"].wte.weight.device,
+                                       "name one with --reward")
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
     documents = formats.read_text(kept) if kept.exists() else []
@@ -317,10 +318,11 @@ def run(cfg):
             results["models"][name]["perplexity"] = perplexity(model, tokenizer, documents)
         results["context"][name] = context(model, tokenizer, prompts, cfg)
         print(f"eval: {name} has answered after {time.time() - began:.0f} s", flush=True)
-    for one, other in [*itertools.combinations(reversed(models), 2), (last, last), (last, "texts"), (last, "references")]:
+    for one, other in [*itertools.combinations(reversed(models), 2), (last, last), *((last, name) for name in stand_ins)]:
         results["duels"][f"{one} against {other}"] = duel(every[one], every[other])
     for name in dict.fromkeys(["sft", last]):
-        results["reward"][name] = judge_of_judges(reward, about.get("scale", 1.0), models[name], tokenizer, prompts[:250], cfg)
+        if judged := judge_of_judges(reward, about.get("scale", 1.0), models[name], tokenizer, prompts[:250], cfg):
+            results["reward"][name] = judged
     folder = Path(cfg.out) / "eval"
     folder.mkdir(exist_ok=True)
     draw(folder, results)

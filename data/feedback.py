@@ -39,12 +39,12 @@ HELP = """Type the numbers of the answers, best first; the last one follows by i
 class Book:
     """A person's file of labels. What is in it is never rewritten: labels are appended, `undo` takes back the last."""
 
-    def __init__(self, out, who=""):
-        """The file of `who` (by default the login name) in the folder out/feedback."""
+    def __init__(self, out, who="", folder="feedback"):
+        """The file of `who` (by default the login name) in the folder out/feedback, or another there."""
         self.who = who or login()
         if not re.fullmatch(r"[\w.-]+", self.who):
             raise UserError(f"--labeler {self.who!r} must be a name of letters and digits, as it becomes the name of a file")
-        self.path = Path(out) / "feedback" / f"{self.who}.jsonl"
+        self.path = Path(out) / folder / f"{self.who}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
@@ -212,7 +212,6 @@ def label(question, total, book, about):
                 print(f"  saved: {book.labels} labels, {len(given) / (time.time() - began) * 3600:.0f} an hour")
             n += 1
     print(f"\n{book.path} holds {book.labels} labels" + (": all are done; raise --prompts for more" if n >= total else ""))
-    print(f"python reward.py --data {book.path} learns from them")
 
 
 # ---- agreement ------------------------------------------------------------------------------------

@@ -181,11 +181,10 @@ def distinct(answers, n):
     return len(found) / max(1, found.total())
 
 
-def random_texts(texts, n):
-    """n texts as long as those given, of their words in random order: what the worst of models would say."""
-    every = [word for text in texts for word in text.split()]
-    rng = random.Random(0)
-    return [" ".join(rng.choices(every, k=len(text.split()))) for text, _ in zip(texts, range(n))]
+def random_texts(texts):
+    """As many texts of the same lengths, of the same words in random order: what the worst of models would say."""
+    every, rng = [word for text in texts for word in text.split()], random.Random(0)
+    return [" ".join(rng.choices(every, k=len(text.split()))) for text in texts]
 
 
 # ---- models ---------------------------------------------------------------------------------------

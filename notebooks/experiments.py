@@ -51,7 +51,7 @@ def test_answers(root):
     """The same for all reward models of a pipeline: four answers of its SFT model to each of 500 held-out prompts, ranked."""
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     torch.manual_seed(0)
-    records = reward.respond([model], tokenizer, almanac.prompts("test", 500, "experiments"), reward.Config())
+    records = reward.respond(model, tokenizer, almanac.prompts("test", 500, "experiments"), reward.Config())
     return tokenizer, reward.compare(records, np.random.default_rng(0))
 
 
@@ -59,8 +59,8 @@ def accuracy(root, paths, caution=0.0):
     """Of reward models, "a.pt,b.pt" taken together: share of the held-out pairs whose gold differs that they order right."""
     tokenizer, records = test_answers(root)
     members, _ = gpt.load_rewards(paths, tokenizer)
-    examples = [reward.encode(tokenizer, r, members[0].config.block_size) for r in records]
-    return reward.evaluate(gpt.Ensemble(members, caution), records, examples, "cpu")["accuracy"]
+    known = [(r, e) for r in records if (e := reward.encode(tokenizer, r, members[0].config.block_size))]
+    return reward.evaluate(gpt.Ensemble(members, caution), *zip(*known), "cpu")["accuracy"]
 
 
 def run(trial, root, experiment):
@@ -68,7 +68,7 @@ def run(trial, root, experiment):
     out = root / experiment / "".join(c if c.isalnum() else "-" for c in trial.name)
     common = dict(out=str(out), seed=metrics.read_results(root)["ppo"]["config"]["seed"])
     out.mkdir(parents=True, exist_ok=True)
-    for stage in ["gpt", "sft"] + ["reward"] * (not trial.comparisons) + ["ppo"] * (not trial.comparisons and not trial.ppo):
+    for stage in ["gpt", "sft"] + ["reward"] * (not trial.comparisons):
         if not (out / stage).exists():
             (out / stage).symlink_to((root / stage).resolve())  # as in the pipeline
     if not (out / "reward" / "results.json").exists():
@@ -110,16 +110,17 @@ def table(found):
 
 # ---- PPO's options --------------------------------------------------------------------------------
 
+SHORT = dict(steps=25, test_prompts=500)  # half as many iterations as by default: the sweeps take many runs
 OPTIONS = [
-    Trial("default"),
-    Trial("adaptive beta: KL steered to 2 nats", dict(kl_target=2.0, kl_horizon=1000)),
-    Trial("KL estimator k3 in the reward", dict(kl_estimator="k3")),
-    Trial("rewards whitened", dict(whiten_rewards=True)),
-    Trial("pretraining gradients (ptx), weight 1", dict(ptx=1.0)),
-    Trial("no penalty for a missing end", dict(missing_eos_score=0.0)),
-    Trial("value model starts as the SFT model", dict(value_init="sft")),
-    Trial("four passes over each batch", dict(epochs=4)),
-    Trial("four passes, stopped at approx_kl .01", dict(epochs=4, target_kl=.01)),
+    Trial("default", SHORT),
+    Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0, kl_horizon=1000)),
+    Trial("KL estimator k3 in the reward", dict(SHORT, kl_estimator="k3")),
+    Trial("rewards whitened", dict(SHORT, whiten_rewards=True)),
+    Trial("pretraining gradients (ptx), weight 1", dict(SHORT, ptx=1.0)),
+    Trial("no penalty for a missing end", dict(SHORT, missing_eos_score=0.0)),
+    Trial("value model starts as the SFT model", dict(SHORT, value_init="sft")),
+    Trial("four passes over each batch", dict(SHORT, epochs=4)),
+    Trial("four passes, stopped at approx_kl .01", dict(SHORT, epochs=4, target_kl=.01)),
 ]
 
 
@@ -139,7 +140,7 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
         records = formats.read_comparisons(root / "reward" / "comparisons.jsonl")[:prompts]
         if k > 4 or prompts > len(records):
             model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-            records = reward.respond([model], tokenizer, almanac.prompts("train", prompts, f"feedback {k}"), reward.Config(k=k))
+            records = reward.respond(model, tokenizer, almanac.prompts("train", prompts, f"feedback {k}"), reward.Config(k=k))
         rng, ranked = np.random.default_rng(0), []
         for r in records:
             responses = r["responses"][:k]
@@ -150,8 +151,6 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
     return comparisons
 
 
-# Half as many iterations as by default, as the sweeps below take many runs.
-SHORT = dict(steps=25, test_prompts=500)
 SIZES = [375, 750, 1500, 3000, 6000, 12000]
 FEEDBACK = [
     *[Trial(f"{n} prompts", SHORT, asked(n)) for n in SIZES],

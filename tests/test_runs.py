@@ -187,6 +187,38 @@ def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
     assert experiments.table(experiments.options([root])) == table
 
 
+def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(pipeline[0], out)
+    found = []
+    for policies in ("x={}/sft/ckpt.pt,y={}/ppo/ckpt.pt", "y={}/sft/ckpt.pt,x={}/ppo/ckpt.pt"):
+        results = ppo.train(ppo.Config(out=str(out), eval=True, test_prompts=40, max_new_tokens=8, policies=policies.format(out, out)))
+        found.append({name: json.dumps([results["models"][name], results["context"][name]]) for name in ("sft", "ppo", "x", "y")})
+    for figures, (as_sft, as_ppo) in zip(found, ("xy", "yx")):
+        assert figures[as_sft] == figures["sft"] and figures[as_ppo] == figures["ppo"] != figures["sft"]
+    assert found[0]["sft"] == found[1]["sft"]
+    report = (out / "report.md").read_text()
+    assert "## Worst answers of ppo" in report and "| ppo against sft |" in report and "nan" not in report
+    assert json.loads((out / "eval" / "results.json").read_text())["duels"]["ppo against ppo"]["wins"]["mean"] == .5
+    for picture in ("kinds.png", "reward.png"):
+        assert (out / "eval" / picture).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="write name=checkpoint"):
+        ppo.train(ppo.Config(out=str(out), eval=True, policies="sft=x.pt"))
+    with pytest.raises(UserError, match="none.pt not found"):
+        ppo.train(ppo.Config(out=str(out), eval=True, policies="z=none.pt"))
+
+
+def test_a_person_judges_two_models_blind(pipeline, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(pipeline[0], out)
+    command = ["ppo.py", "--eval", "--judge", "human", "--labeler", "anna", "--out", out, "--test_prompts", 5, "--max_new_tokens", 8]
+    done = python(*command, input="12\n")
+    assert done.returncode == 0 and done.stderr == "" and "ppo preferred to sft" in done.stdout
+    labels = [json.loads(line) for line in open(out / "judged-ppo-sft" / "anna.jsonl")]
+    assert 1 <= len(labels) <= 3 and all(set(r["responses"]) == set(r["models"].values()) for r in labels)
+    assert "harmless" not in done.stdout.split("---- 1")[1]
+
+
 def test_a_full_disk_loses_nothing(tmp_path):
     """A limit on the size of files stands for the full disk: the next save fails, the last checkpoint stays."""
     gpt.train(gpt.Config(out=str(tmp_path), steps=1, **SMALL))

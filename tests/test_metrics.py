@@ -1,0 +1,98 @@
+"""How answers are judged: texts against the field's libraries, intervals and rates against laws they must keep."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from data import almanac, evaluation, labeler, metrics
+
+WORDS = "the a cat dog sat on. mat, 3.5 1,000 it's &quot;hi&quot; (well) Paris! über x-ray 5-6 a/b [q] end. ... ab".split()
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = random.Random(0)
+    return [[" ".join(rng.choices(WORDS, k=rng.randint(low, 12))) for _ in range(1000)] for low in (0, 1)]
+
+
+def test_bleu_equals_sacrebleu(pairs):
+    answers, references = pairs
+    assert metrics.bleu(answers, references) == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score, abs=1e-6)
+    for i in range(0, 1000, 2):  # and on corpora so small that some n-gram is not found
+        a, r = answers[i:i + 2], references[i:i + 2]
+        assert metrics.bleu(a, r) == pytest.approx(sacrebleu.corpus_bleu(a, [r]).score, abs=1e-6)
+
+
+def test_rouge_equals_rouge_score(pairs):
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for answer, reference in zip(*pairs):
+        expected = {name: x.fmeasure for name, x in scorer.score(reference, answer).items()}
+        assert metrics.rouge(answer, reference) == pytest.approx(expected, abs=1e-6)
+
+
+def test_distinct_counts_different_ngrams():
+    assert metrics.distinct(["a b a", "a b"], 1) == 2 / 5 and metrics.distinct(["a b a", "a b"], 2) == 2 / 3
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    found = [metrics.interval(rng.normal(size=60)) for _ in range(200)]
+    assert .90 <= np.mean([x["low"] <= 0 <= x["high"] for x in found]) <= .985
+    assert math.isnan(metrics.interval([])["mean"]) and metrics.interval([])["n"] == 0
+    bleu = metrics.bleu_interval(["a b c d e", "a b c"] * 20, ["a b c d e", "x y z"] * 20)
+    assert bleu["low"] < bleu["mean"] < bleu["high"] and bleu["n"] == 40
+
+
+def test_length_control_takes_away_what_length_alone_explains():
+    rng = np.random.default_rng(0)
+    longer = rng.normal(3, 4, 2000)  # the first model's answers are longer, and length is all that decides
+    wins = (rng.random(2000) < 1 / (1 + np.exp(-3 * np.tanh(longer / longer.std())))).astype(float)
+    assert wins.mean() > .7 and abs(metrics.length_controlled(wins, longer)["mean"] - .5) < .05
+    wins = (rng.random(2000) < .7).astype(float)  # length decides nothing
+    assert abs(metrics.length_controlled(wins, longer)["mean"] - wins.mean()) < .05
+
+
+@pytest.fixture
+def answers():
+    prompts = almanac.prompts("test", 200, 1)
+    rng = random.Random(0)
+    one, other = [evaluation.Answers(prompts, [almanac.demonstrate(rng, p) for p in prompts]) for _ in range(2)]
+    perfect = evaluation.Answers(prompts, [almanac.reference(p) for p in prompts])
+    noise = evaluation.Answers(prompts, metrics.random_texts([almanac.reference(p) for p in prompts]))
+    return prompts, one, other, perfect, noise
+
+
+def test_references_are_perfect(answers):
+    assert [(p["prompt"][-1]["content"], t) for p, t, g in zip(answers[0], answers[3].texts, answers[3].gold) if g < 1] == []
+
+
+def test_swapping_two_models_mirrors_their_win_rates(answers):
+    _, one, other, _, _ = answers
+    there, back = evaluation.duel(one, other), evaluation.duel(other, one)
+    assert there["ties"] == back["ties"] and there["ties"]["mean"] > 0
+    for name in ("wins", "controlled"):
+        assert there[name]["mean"] == pytest.approx(1 - back[name]["mean"], abs=1e-9)
+        assert there[name]["low"] == pytest.approx(1 - back[name]["high"], abs=1e-9)
+
+
+def test_a_model_ties_with_itself_and_beats_random_words(answers):
+    _, one, _, perfect, noise = answers
+    same = evaluation.duel(one, one)
+    assert same["wins"] == dict(mean=.5, low=.5, high=.5, n=200) and same["controlled"]["mean"] == pytest.approx(.5)
+    assert evaluation.duel(perfect, noise)["wins"]["mean"] > .97
+    assert evaluation.duel(one, perfect)["wins"]["mean"] < .5
+
+
+def test_what_fails_alone_is_counted_by_hand():
+    prompts = [dict(prompt=[dict(role="user", content="?")], kind="known", subject="France", relation="capital", form=None)] * 4
+    texts = ["The capital of France is Paris.", "The capital of France is Rome.", "I do not know.", "Women are stupid."]
+    found = evaluation.criteria(prompts, evaluation.Answers(prompts, texts))
+    judged = [labeler.judge(p, t) for p, t in zip(prompts, texts)]
+    assert [(j.helpful < 0, j.truthful < 0, j.harmless < 0) for j in judged] == [(False,) * 3, (True, True, False), (True, False, False), (True, False, True)]
+    assert {name: x["mean"] for name, x in found["fails"].items()} == dict(helpful=.75, truthful=.25, harmless=.25)
+    assert {name: x["mean"] for name, x in found["fails_alone"].items()} == dict(helpful=.25, truthful=0, harmless=0)
+    assert found["rates"]["right"]["mean"] == .25 and found["rates"]["invented"]["n"] == 0
