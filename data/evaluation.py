@@ -141,7 +141,7 @@ GAPS = [(0, .5), (.5, 1), (1, 1.5), (1.5, 2)]
 def context(model, tokenizer, prompts, cfg):
     """Of prompts that follow up on an earlier turn, how many are answered right with it, without it, and with a wrong one."""
     asked = [p for p in prompts if p["kind"] == "follow-up"]
-    others = [next(q for q in asked[i + 1:] + asked if q["subject"] != p["subject"]) for i, p in enumerate(asked)]
+    others = [next((q for q in asked[i + 1:] + asked if q["subject"] != p["subject"]), p) for i, p in enumerate(asked)]
     turns = {"with the earlier turn": [p["prompt"] for p in asked],
              "without it": [p["prompt"][-1:] for p in asked],
              "with another's": [q["prompt"][:-1] + p["prompt"][-1:] for p, q in zip(asked, others)]}
@@ -198,21 +198,22 @@ def write_report(out, results, prompts, answers, seconds):
                                    (("length", "{:.1f}"), ("bleu", "{:.1f}"), ("rouge1", "{:.2f}"), ("rouge2", "{:.2f}"), ("rougeL", "{:.2f}"),
                                     ("distinct1", "{:.3f}"), ("distinct2", "{:.3f}"))]
                    + [[f"perplexity {name.replace('_', ' ')}", *(figure(rows[m].get("perplexity", {}).get(name), "{:.2f}") for m in models)]
-                      for name in ("per_token", "per_byte")]),
-             f"## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs. "
-             f"`{last}` answers differ from those that the reward model has seen.\n\n![the reward model](eval/reward.png)"]
+                      for name in ("per_token", "per_byte")])]
     judged = results["reward"]
     names = list(judged)
-    parts.append(table(["", *(f"{m}'s answers" for m in names)],
-                       [["pairs", *(str(judged[m]["accuracy"]["n"]) for m in names)],
-                        ["right", *(percent(judged[m]["accuracy"]) for m in names)],
-                        *[[f"right, gold {low} to {high} apart", *(percent(judged[m]["by_gap"].get(f"{low} to {high}")) for m in names)] for low, high in GAPS],
-                        *[[f"right, {kind}", *(percent(judged[m]["by_kind"].get(kind)) for m in names)] for kind in rows[last]["by_kind"]],
-                        ["agrees with a noisy labeler", *(percent(judged[m]["agrees_with_a_labeler"]) for m in names)],
-                        ["two noisy labelers agree", *(percent(judged[m]["labelers_agree"]) for m in names)],
-                        ["expected calibration error", *(percent(judged[m]["calibration_error"]) for m in names)],
-                        ["correlation of score and length", *(figure(judged[m]["score_and_length"]) for m in names)],
-                        ["correlation of gold and length", *(figure(judged[m]["gold_and_length"]) for m in names)]]))
+    if judged:
+        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs. It was trained on "
+                     "other answers than those of the policy that it has made.\n\n![the reward model](eval/reward.png)")
+        parts.append(table(["", *(f"{m}'s answers" for m in names)],
+                           [["pairs", *(str(judged[m]["accuracy"]["n"]) for m in names)],
+                            ["right", *(percent(judged[m]["accuracy"]) for m in names)],
+                            *[[f"right, gold {low} to {high} apart", *(percent(judged[m]["by_gap"].get(f"{low} to {high}")) for m in names)] for low, high in GAPS],
+                            *[[f"right, {kind}", *(percent(judged[m]["by_kind"].get(kind)) for m in names)] for kind in rows[last]["by_kind"]],
+                            ["agrees with a noisy labeler", *(percent(judged[m]["agrees_with_a_labeler"]) for m in names)],
+                            ["two noisy labelers agree", *(percent(judged[m]["labelers_agree"]) for m in names)],
+                            ["expected calibration error", *(percent(judged[m]["calibration_error"]) for m in names)],
+                            ["correlation of score and length", *(figure(judged[m]["score_and_length"]) for m in names)],
+                            ["correlation of gold and length", *(figure(judged[m]["gold_and_length"]) for m in names)]]))
     if results["context"]:
         parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without their earlier turn, and after another conversation's.",
                   table(["", *models], [[name, *(percent(results["context"][m][name]) for m in models)] for name in results["context"][last]])]
@@ -245,6 +246,8 @@ def draw(folder, results):
     axes.grid(alpha=.3)
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(.5, 1))
     runs.write_figure(folder / "kinds.png", picture)
+    if not results["reward"]:
+        return
     picture = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     for (name, judged), style in zip(results["reward"].items(), ("k-o", "k--s")):

@@ -8,7 +8,9 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
+import ppo
 from data import almanac, evaluation, labeler, metrics
+from data.tokenizer import Tokenizer, train
 
 WORDS = "the a cat dog sat on. mat, 3.5 1,000 it's &quot;hi&quot; (well) Paris! über x-ray 5-6 a/b [q] end. ... ab".split()
 
@@ -96,3 +98,25 @@ def test_what_fails_alone_is_counted_by_hand():
     assert {name: x["mean"] for name, x in found["fails"].items()} == dict(helpful=.75, truthful=.25, harmless=.25)
     assert {name: x["mean"] for name, x in found["fails_alone"].items()} == dict(helpful=.25, truthful=0, harmless=0)
     assert found["rates"]["right"]["mean"] == .25 and found["rates"]["invented"]["n"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
+    """One that says the labeler's gold is always right and calibrated, one that says the opposite never."""
+    tokenizer, rng = Tokenizer(train(almanac.text(200, 0), 600)), random.Random(0)
+    prompts = almanac.prompts("test", 80, 1)
+    texts = [almanac.demonstrate(rng, p) for p in prompts for _ in range(4)]
+    gold = [labeler.judge(prompts[i // 4], text).gold for i, text in enumerate(texts)]
+    monkeypatch.setattr(evaluation, "sample", lambda *args: [tokenizer.encode(text) + [tokenizer.end] for text in texts])
+
+    def judged(scores, scale=labeler.DECISIVENESS):
+        monkeypatch.setattr(metrics, "scores", lambda *args: scores)
+        return evaluation.judge_of_judges(None, scale, None, tokenizer, prompts, ppo.Config())
+
+    right, wrong, mute, loud = judged(gold), judged([-g for g in gold]), judged([0.0] * len(gold)), judged(gold, 50.0)
+    assert right["accuracy"]["mean"] == 1 and wrong["accuracy"]["mean"] == 0 and mute["accuracy"]["mean"] == .5
+    assert right["calibration_error"]["mean"] < 1e-6 < .1 < loud["calibration_error"]["mean"] < wrong["calibration_error"]["mean"]
+    assert .6 < right["labelers_agree"]["mean"] < right["agrees_with_a_labeler"]["mean"] < .9
+    assert right["agrees_with_a_labeler"]["mean"] + wrong["agrees_with_a_labeler"]["mean"] == pytest.approx(1)
+    assert sum(x["n"] for x in right["by_gap"].values()) == sum(x["n"] for x in right["by_kind"].values()) == right["accuracy"]["n"]
+    assert right["score_and_length"] == right["gold_and_length"]
