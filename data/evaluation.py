@@ -5,7 +5,8 @@
     out/eval/*.png           the pictures
 
 Each model is sampled from the same seed, and each interval is drawn from the same seed, so the order of the models changes
-nothing. Intervals are from a bootstrap over prompts (Efron 1979).
+nothing. Intervals are from a bootstrap over prompts (Efron 1979); the reward model's are over pairs of answers, and so too
+narrow, as the pairs of a prompt are not independent.
 """
 
 import itertools
@@ -20,6 +21,7 @@ import torch
 import gpt
 from data import almanac, feedback, formats, labeler, metrics, runs
 from data.metrics import interval
+from data.metrics import markdown as table
 from data.runs import UserError
 
 # ---- models and their answers ---------------------------------------------------------------------
@@ -162,11 +164,6 @@ def figure(x, form="{:.2f}"):
     return form.format(x["mean"]) + (f" ({form.format(x['low'])} to {form.format(x['high'])})" if "low" in x else "")
 
 
-def table(head, rows):
-    """Markdown. rows: lists of str."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-
-
 def percent(x):
     return figure(x and {k: v if k == "n" else 100 * v for k, v in x.items()}, "{:.1f}") + ("%" if x and x["n"] else "")
 
@@ -193,7 +190,7 @@ def write_report(out, results, prompts, answers, seconds):
              table(["", "preferred", "ties", "length-controlled"], [[name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
                                                                    for name, d in results["duels"].items()]),
              "## Words\n\nBLEU and ROUGE are against one perfect answer to each prompt, of several that there are; distinct-n is the share of "
-             "n-grams that occur once; perplexity is of held-out pretraining text, where it shows the alignment tax.",
+             "n-grams that are different; perplexity is of held-out pretraining text, where it shows the alignment tax.",
              table(["", *models], [[name, *(figure(rows[m]["words"][name], form) for m in models)] for name, form in
                                    (("length", "{:.1f}"), ("bleu", "{:.1f}"), ("rouge1", "{:.2f}"), ("rouge2", "{:.2f}"), ("rougeL", "{:.2f}"),
                                     ("distinct1", "{:.3f}"), ("distinct2", "{:.3f}"))]
@@ -202,7 +199,7 @@ def write_report(out, results, prompts, answers, seconds):
     judged = results["reward"]
     names = list(judged)
     if judged:
-        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs. It was trained on "
+        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs; the intervals are over pairs. It was trained on "
                      "other answers than those of the policy that it has made.\n\n![the reward model](eval/reward.png)")
         parts.append(table(["", *(f"{m}'s answers" for m in names)],
                            [["pairs", *(str(judged[m]["accuracy"]["n"]) for m in names)],

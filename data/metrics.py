@@ -296,11 +296,15 @@ def read_results(out):
     return {stage: json.loads((Path(out) / stage / "results.json").read_text()) for stage in ("gpt", "sft", "reward", "ppo")}
 
 
+def markdown(head, rows):
+    """A Markdown table. head: list of str; rows: lists of str."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
 def table(pipelines):
     """A Markdown table: a row a figure, a column a pipeline. pipelines: list of read_results."""
-    rows = [[""] + [f"seed {r['ppo']['config']['seed']}" for r in pipelines], ["---"] * (len(pipelines) + 1)]
-    rows += [[name] + [form.format(get(r)) for r in pipelines] for name, form, get in ROWS]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown([""] + [f"seed {r['ppo']['config']['seed']}" for r in pipelines],
+                    [[name] + [form.format(get(r)) for r in pipelines] for name, form, get in ROWS])
 
 
 def cell(text):

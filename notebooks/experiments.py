@@ -23,7 +23,7 @@ import torch
 import gpt
 import ppo
 import reward
-from data import almanac, formats, labeler, metrics
+from data import almanac, formats, labeler, metrics, runs
 
 # ---- running and reporting ------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ def draw(roots, experiment, along, xs, lines, log=True):
         axes.set_xlabel(along)
         axes.set_ylabel(name)
         axes.grid(alpha=.3)
-    figure.savefig(roots[0] / "experiments" / f"{experiment}.png", dpi=110)
+    runs.write_figure(roots[0] / "experiments" / f"{experiment}.png", figure)
 
 
 # ---- several reward models, and asking where they disagree ----------------------------------------
