@@ -4,14 +4,20 @@
     out/eval/results.json    every number, with its n and its 95% interval
     out/eval/*.png           the pictures
 
+and of several pipelines, `--out out/1,out/2,out/3`, each so, and then over them
+
+    out/1/eval/seeds.md      the README's table: the mean over the pipelines and its 95% interval
+
 Each model is sampled from the same seed, and each interval is drawn from the same seed, so the order of the models changes
-nothing. Intervals are from a bootstrap over prompts (Efron 1979); the reward model's are over pairs of answers, and so too
-narrow, as the pairs of a prompt are not independent.
+nothing. Intervals are from a bootstrap over prompts (Efron 1979).
 """
 
+import dataclasses
 import itertools
 import json
+import platform
 import random
+import re
 import time
 from pathlib import Path
 
@@ -32,7 +38,7 @@ def load_models(cfg):
     out = Path(cfg.out)
     paths = {"base": out / "gpt" / "ckpt.pt", "sft": Path(cfg.init or out / "sft" / "ckpt.pt")}
     paths |= {path.parent.name: path for path in sorted(out.glob("ppo*/ckpt.pt"), key=lambda path: (len(path.parent.name), path))}
-    for part in filter(None, cfg.policies.split(",")):
+    for part in filter(None, cfg.policies.format(out=out).split(",")):
         name, _, path = part.partition("=")
         if not path or name in paths:
             raise UserError(f"--policies {part}: write name=checkpoint, each name once and none of {', '.join(paths)}")
@@ -122,17 +128,21 @@ def judge_of_judges(reward, scale, model, tokenizer, prompts, cfg, k=4):
     better, worse = np.where((gold[pairs[:, 0]] > gold[pairs[:, 1]])[:, None], pairs, pairs[:, ::-1]).T
     gap, lead = gold[better] - gold[worse], scores[better] - scores[worse]
     right = (lead > 0) + .5 * (lead == 0)
-    kinds = np.array([p["kind"] for p in asked])[better]
+    kinds, prompt = np.array([p["kind"] for p in asked])[better], better // k
     sides = np.random.default_rng(0).choice([-1, 1], len(gap))  # which answer comes first means nothing
     said, truth = [1 / (1 + np.exp(-sides * x)) for x in (scale * lead, labeler.DECISIVENESS * gap)]
     bins = np.minimum((said * 10).astype(int), 9)
     curve = [dict(said=said[bins == b].mean(), truth=truth[bins == b].mean(), n=int((bins == b).sum())) for b in sorted(set(bins))]
     agree = 1 / (1 + np.exp(-labeler.DECISIVENESS * gap))  # that a labeler prefers the better one
-    return dict(accuracy=interval(right), by_kind={kind: interval(right[kinds == kind]) for kind in sorted(set(kinds))},
-                by_gap={f"{low} to {high}": interval(right[(gap > low) & (gap <= high)]) for low, high in GAPS if ((gap > low) & (gap <= high)).any()},
+
+    def by_prompt(values, at=slice(None)):
+        return interval(values[at], prompt[at])
+
+    return dict(accuracy=by_prompt(right), by_kind={kind: by_prompt(right, kinds == kind) for kind in sorted(set(kinds))},
+                by_gap={f"{low} to {high}": by_prompt(right, at) for low, high in GAPS if (at := (gap > low) & (gap <= high)).any()},
                 calibration=curve, calibration_error=dict(mean=sum(c["n"] * abs(c["said"] - c["truth"]) for c in curve) / len(gap), n=len(gap)),
-                agrees_with_a_labeler=interval(np.where(right == .5, .5, np.where(right == 1, agree, 1 - agree))),
-                labelers_agree=interval(agree ** 2 + (1 - agree) ** 2),
+                agrees_with_a_labeler=by_prompt(np.where(right == .5, .5, np.where(right == 1, agree, 1 - agree))),
+                labelers_agree=by_prompt(agree ** 2 + (1 - agree) ** 2),
                 score_and_length=dict(mean=float(np.corrcoef(scores, length)[0, 1]), n=len(ids)),
                 gold_and_length=dict(mean=float(np.corrcoef(gold, length)[0, 1]), n=len(ids)))
 
@@ -180,7 +190,9 @@ def write_report(out, results, prompts, answers, seconds):
                    + [[f"{name} fails", *(percent(rows[m]["fails"][name]) for m in models)] for name in metrics.CRITERIA]
                    + [[f"only {name} fails", *(percent(rows[m]["fails_alone"][name]) for m in models)] for name in metrics.CRITERIA]
                    + [[said, *(percent(rows[m]["rates"][name]) for m in models)] for name, said in RATES.items()]
-                   + [["gold of greedy answers", *(figure(rows[m]["greedy"]) for m in models)]]),
+                   + [["gold of greedy answers", *(figure(rows[m]["greedy"]) for m in models)],
+                      ["KL to SFT, nats an answer", *(figure(rows[m]["kl"]) for m in models)],
+                      ["answers that end by themselves", *(percent(rows[m]["ended"]) for m in models)]]),
              "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
              table(["", "n", *models], [[kind, str(x["gold"]["n"]), *(figure(rows[m]["by_kind"][kind]["gold"]) for m in models)]
                                         for kind, x in rows[last]["by_kind"].items()]),
@@ -199,7 +211,7 @@ def write_report(out, results, prompts, answers, seconds):
     judged = results["reward"]
     names = list(judged)
     if judged:
-        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs; the intervals are over pairs. It was trained on "
+        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs. It was trained on "
                      "other answers than those of the policy that it has made.\n\n![the reward model](eval/reward.png)")
         parts.append(table(["", *(f"{m}'s answers" for m in names)],
                            [["pairs", *(str(judged[m]["accuracy"]["n"]) for m in names)],
@@ -211,9 +223,9 @@ def write_report(out, results, prompts, answers, seconds):
                             ["expected calibration error", *(percent(judged[m]["calibration_error"]) for m in names)],
                             ["correlation of score and length", *(figure(judged[m]["score_and_length"]) for m in names)],
                             ["correlation of gold and length", *(figure(judged[m]["gold_and_length"]) for m in names)]]))
-    if results["context"]:
+    if any(rows[last]["context"].values()):
         parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without their earlier turn, and after another conversation's.",
-                  table(["", *models], [[name, *(percent(results["context"][m][name]) for m in models)] for name in results["context"][last]])]
+                  table(["", *models], [[name, *(percent(rows[m]["context"][name]) for m in models)] for name in rows[last]["context"]])]
     order = sorted(range(n), key=lambda i: (answers[last].gold[i], i))
     chosen = {"Worst": order[:20], "Random": sorted(random.Random(0).sample(range(n), min(20, n))), "Best": order[::-1][:20]}
     for name, rows_shown in chosen.items():
@@ -263,6 +275,67 @@ def draw(folder, results):
     runs.write_figure(folder / "reward.png", picture)
 
 
+# ---- over several pipelines -----------------------------------------------------------------------
+
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5% quantiles of Student's t, by degrees of freedom from 1
+
+
+def over_seeds(values):
+    """The mean of a figure of several pipelines, with the 95% interval that Student's t gives -> as `interval`."""
+    values = np.array(values)
+    n = len(values)
+    half = STUDENT[min(n - 2, len(STUDENT) - 1)] * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return dict(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half), n=n)
+
+
+def plus_minus(x, form="{:.2f}"):
+    return f"{form.format(x['mean'])} ± {form.format(x['high'] - x['mean'])}" if x["n"] > 1 else form.format(x["mean"])
+
+
+# Rows of the table: what they say, how a number is written, and how it is read from the figures of a model.
+ROWS = [
+    ("gold", "{:.2f}", lambda m: m["gold"]),
+    ("gold of greedy answers", "{:.2f}", lambda m: m["greedy"]),
+    *[(name, "{:.2f}", lambda m, name=name: m[name]) for name in metrics.CRITERIA],
+    *[(said, "{:.1%}", lambda m, name=name: m["rates"][name]) for name, said in RATES.items()],
+    ("preferred to SFT", "{:.1%}", lambda m: m["against_sft"]["wins"]),
+    ("preferred to SFT at equal length", "{:.1%}", lambda m: m["against_sft"]["controlled"]),
+    ("KL to SFT, nats an answer", "{:.2f}", lambda m: m["kl"]),
+    ("answers that end by themselves", "{:.1%}", lambda m: m["ended"]),
+    ("length, tokens", "{:.1f}", lambda m: m["words"]["length"]),
+    ("perplexity of pretraining text, per token", "{:.1f}", lambda m: m["perplexity"]["per_token"]),
+    ("perplexity of pretraining text, per byte", "{:.2f}", lambda m: m["perplexity"]["per_byte"]),
+    ("BLEU against perfect answers", "{:.1f}", lambda m: m["words"]["bleu"]),
+    ("ROUGE-L against perfect answers", "{:.2f}", lambda m: m["words"]["rougeL"]),
+    ("distinct-2", "{:.3f}", lambda m: m["words"]["distinct2"]),
+    ("right follow-ups with the earlier turn", "{:.1%}", lambda m: m["context"]["with the earlier turn"]),
+    ("right follow-ups without it", "{:.1%}", lambda m: m["context"]["without it"]),
+]
+
+
+def seeds_table(every):
+    """The README's table of the results of several pipelines -> Markdown: a row a figure, a column a model that all have."""
+    models = [name for name in every[0]["models"] if all(name in results["models"] for results in every)]
+
+    def cell(name, form, read):
+        try:
+            found = over_seeds([read(results["models"][name])["mean"] for results in every])
+        except KeyError:  # no perplexity without a text
+            return ""
+        return form.format(found["mean"]) + (f" ± {form.format(found['high'] - found['mean'])}" if len(every) > 1 else "")
+
+    def costs(read, form):
+        return ", ".join(form.format(read(results["cost"])) for results in every)
+
+    judged = over_seeds([results["reward"].get("sft", {}).get("accuracy", {}).get("mean", np.nan) for results in every])
+    return "\n\n".join([
+        table(["", *models], [[said, *(cell(name, form, read) for name in models)] for said, form, read in ROWS]),
+        f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} held-out prompts each; after ± is half of the 95% "
+        f"interval over seeds (Student's t). The reward model orders {judged['mean']:.1%} ± {judged['high'] - judged['mean']:.1%} of the pairs "
+        f"of SFT answers right whose gold differs. The four stages took {costs(lambda c: c['seconds'], '{:.0f}')} s, at most "
+        f"{costs(lambda c: c['memory_gb'], '{:.2f}')} GB, on {every[0]['cost']['machine']}."])
+
+
 # ---- a person as judge ----------------------------------------------------------------------------
 
 
@@ -288,14 +361,42 @@ def ask_person(cfg, prompts, answers, one, other):
 # ---- all of it ------------------------------------------------------------------------------------
 
 
+def cost(out):
+    """What the stages in a folder took -> dict of seconds, memory_gb and machine, or None if one of them did not finish."""
+    try:
+        stages = metrics.read_results(out)
+    except FileNotFoundError:
+        return None
+    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    return dict(seconds=sum(stage["seconds"] if name != "ppo" else stage["seconds"]["ppo"] for name, stage in stages.items()),
+                memory_gb=max(stage["memory_gb"] for stage in stages.values()),
+                machine=f"{torch.get_num_threads()} threads of {cpu[1] if cpu else platform.machine()}")
+
+
 def run(cfg):
-    """`python ppo.py --eval` -> results. cfg: ppo.Config."""
+    """`python ppo.py --eval` -> results, or a list of them for several --out. cfg: ppo.Config."""
     runs.check(cfg, [(cfg.temperature > 0, "--temperature must be above 0"), (not cfg.data, "--eval asks the almanac's prompts, which the labeler knows: leave out --data"),
                      (cfg.judge in ("labeler", "human"), f"--judge must be labeler or human, not {cfg.judge}")])
+    outs = cfg.out.split(",")
+    if len(outs) == 1 or cfg.judge == "human":
+        return run_one(cfg)
+    for out in outs:
+        if not cost(out):
+            raise UserError(f"{out} holds no finished pipeline: run the four stages with --out {out} first")
+    every = [run_one(dataclasses.replace(cfg, out=out, seed=metrics.read_results(out)["ppo"]["config"]["seed"])) for out in outs]
+    path = Path(outs[0]) / "eval" / "seeds.md"
+    runs.write(path, seeds_table(every) + "\n")
+    print(f"eval: {path} has the means over {len(outs)} pipelines\n\n{path.read_text()}")
+    return every
+
+
+def run_one(cfg):
+    """Judge the models of one folder -> results."""
     began = time.time()
     models, tokenizer = load_models(cfg)
     last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
-    prompts = almanac.prompts("test", cfg.test_prompts, cfg.seed)
+    room = models["sft"].config.block_size - cfg.max_new_tokens
+    prompts = [p for p in almanac.prompts("test", cfg.test_prompts, cfg.seed) if len(tokenizer.render(p["prompt"])) <= room]
     ids = {name: sample(model, tokenizer, prompts, cfg, cfg.temperature) for name, model in models.items()}
     answers = {name: Answers(prompts, [tokenizer.decode(row) for row in rows], rows) for name, rows in ids.items()}
     if cfg.judge == "human":
@@ -309,14 +410,16 @@ def run(cfg):
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
     documents = formats.read_text(kept) if kept.exists() else []
-    results = dict(seed=cfg.seed, temperature=cfg.temperature, last=last, models={}, duels={}, reward={}, context={})
+    results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last, cost=cost(cfg.out), models={}, duels={}, reward={})
     for name, model in models.items():
         greedy = [tokenizer.decode(row) for row in sample(model, tokenizer, prompts, cfg, 0.0)]
-        results["models"][name] = dict(criteria(prompts, answers[name]), words=words(answers[name], references),
-                                       greedy=interval(Answers(prompts, greedy).gold))
+        kl = metrics.divergence(model, models["sft"], prompts, ids[name], tokenizer, cfg.temperature)
+        results["models"][name] = dict(criteria(prompts, answers[name]), words=words(answers[name], references), kl=interval(kl),
+                                       ended=interval(row[-1:] == [tokenizer.end] for row in ids[name]),
+                                       greedy=interval(Answers(prompts, greedy).gold), against_sft=duel(answers[name], answers["sft"]),
+                                       context=context(model, tokenizer, prompts, cfg))
         if documents:
             results["models"][name]["perplexity"] = perplexity(model, tokenizer, documents)
-        results["context"][name] = context(model, tokenizer, prompts, cfg)
         print(f"eval: {name} has answered after {time.time() - began:.0f} s", flush=True)
     for one, other in [*itertools.combinations(reversed(models), 2), (last, last), *((last, name) for name in stand_ins)]:
         results["duels"][f"{one} against {other}"] = duel(every[one], every[other])

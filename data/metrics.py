@@ -83,13 +83,19 @@ def _around(mean, drawn, n):
     return dict(mean=float(mean), low=float(low), high=float(high), n=int(n))
 
 
-def interval(values):
-    """A mean with its 95% interval, from a bootstrap over the values (Efron 1979) -> dict of mean, low, high, n."""
+def interval(values, groups=None):
+    """A mean with its 95% interval, from a bootstrap over the values (Efron 1979) -> dict of mean, low, high, n.
+
+    groups: for each value the prompt it belongs to, if several have the same. Then prompts are drawn, each with all its
+    values: what belongs to one prompt is alike, and to count it as independent makes intervals too narrow.
+    """
     values = np.asarray(list(values), float)
     if not len(values):
         return dict(mean=math.nan, n=0)
-    rng = np.random.default_rng(0)
-    return _around(values.mean(), values[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1), len(values))
+    _, of = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
+    sums, counts = np.bincount(of, values), np.bincount(of)
+    drawn = np.random.default_rng(0).integers(len(sums), size=(DRAWS, len(sums)))
+    return _around(values.mean(), sums[drawn].sum(1) / counts[drawn].sum(1), len(values))
 
 
 def length_controlled(wins, longer, draws=200):
@@ -200,12 +206,12 @@ def answered(prompts, answers, tokenizer, device, size=128):
 
 @torch.no_grad()
 def divergence(policy, reference, prompts, answers, tokenizer, temperature):
-    """KL(policy || reference) in nats an answer, estimated on the policy's own answers (lists of ids) -> float."""
-    total = 0.0
+    """KL(policy || reference) in nats an answer, estimated on the policy's own answers (lists of ids) -> a list, one an answer."""
+    found = []
     for idx, _, mask in answered(prompts, answers, tokenizer, next(policy.parameters()).device):
         logp, logp_ref = [gpt.token_logprobs(model, idx, temperature, mask) for model in (policy, reference)]
-        total += (logp - logp_ref).sum().item()
-    return total / len(prompts)
+        found += (logp - logp_ref).sum(1).tolist()
+    return found
 
 
 @torch.no_grad()
@@ -238,7 +244,7 @@ def evaluate(models, reward, prompts, tokenizer, cfg, text=None):
             results[name] = {**figures, "greedy": results[name]} if decoding == "sampled" else figures
         if text is not None:
             results[name]["text_loss"] = gpt.evaluate(model, text)
-    results["kl"] = divergence(models["ppo"], models["sft"], prompts, ids, tokenizer, cfg.temperature)
+    results["kl"] = _mean(divergence(models["ppo"], models["sft"], prompts, ids, tokenizer, cfg.temperature))
     if judged["ppo"]:
         results["win_rate"] = win_rate(judged["ppo"], judged["sft"])
     return results, texts

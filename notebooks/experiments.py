@@ -4,6 +4,7 @@
     python -m notebooks.experiments feedback out/1 out/2 out/3     what feedback buys: a reward model and a PPO run each
     python -m notebooks.experiments ensembles out/1 out/2 out/3    several reward models, and asking where they disagree
     python -m notebooks.experiments best_of_n out/1 out/2 out/3    the baseline that PPO must be compared with
+    python -m notebooks.experiments overoptimisation out/1 out/2 out/3    how far a reward model can be trusted
 
 Each takes finished pipelines (--out of the four stages), prints a Markdown table, and writes its figures and, where there
 is one, its picture beside the first pipeline, in experiments/.
@@ -63,9 +64,13 @@ def accuracy(root, paths, caution=0.0):
     return reward.evaluate(gpt.Ensemble(members, caution), *zip(*known), "cpu")["accuracy"]
 
 
+def file_name(name):
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
 def run(trial, root, experiment, figures):
-    """Carry out a trial on one pipeline, unless it has been -> the results of ppo.py, and the reward model's accuracy if asked for."""
-    out = root / experiment / "".join(c if c.isalnum() else "-" for c in trial.name)
+    """Carry out a trial on one pipeline, unless it has been -> results and log of ppo.py, and the reward model's accuracy if asked for."""
+    out = root / experiment / file_name(trial.name)
     common = dict(out=str(out), seed=metrics.read_results(root)["ppo"]["config"]["seed"])
     out.mkdir(parents=True, exist_ok=True)
     for stage in ["gpt", "sft"] + ["reward"] * (not trial.comparisons):
@@ -77,7 +82,8 @@ def run(trial, root, experiment, figures):
     changes = {name: value.format(root=root) if isinstance(value, str) else value for name, value in trial.ppo.items()}
     if not (out / "ppo" / "results.json").exists():
         ppo.train(ppo.Config(**common, **changes))
-    results = dict(ppo=json.loads((out / "ppo" / "results.json").read_text()))
+    results = dict(ppo=json.loads((out / "ppo" / "results.json").read_text()),
+                   log=[json.loads(line) for line in open(out / "ppo" / "log.jsonl")])
     if "RM accuracy" in figures:
         results["accuracy"] = accuracy(root, changes.get("reward", out / "reward" / "ckpt.pt"), changes.get("caution", 0.0))
     return results
@@ -103,7 +109,7 @@ def table(found):
     names = list(next(iter(found.values())))
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row, figures in found.items():
-        cells = [f"{statistics.mean(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in figures.values()]
+        cells = [f"{statistics.mean(x):.2f}" + (f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else "") for x in figures.values()]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -232,37 +238,122 @@ def ensembles(roots):
 NS = [1, 2, 4, 8, 16, 32]
 
 
-def best_of_n(roots, n_prompts=300):
-    """Sample N answers of the SFT model, keep the one that the reward model likes best -> table like sweep's.
+def best(root, rm, n_prompts=300):
+    """Of N answers of the SFT model to each held-out prompt, keep the one that a reward model likes best -> {N: figures}.
 
     KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix G.3).
     """
-    rows = {n: {"gold": [], "score": [], "preferred to SFT": []} for n in NS}
-    for root in roots:
-        model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-        rm, _, _ = gpt.load(root / "reward" / "ckpt.pt", gpt.ScalarGPT)
-        cfg = ppo.Config()
-        prompts = almanac.prompts("test", n_prompts, metrics.read_results(root)["ppo"]["config"]["seed"])
-        plain = metrics.judge_all(prompts, gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature))
-        texts = gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature, max(NS))
-        records = [dict(p, responses=texts[i * max(NS):(i + 1) * max(NS)], ranks=[1] * max(NS)) for i, p in enumerate(prompts)]
-        scores, _ = reward.score_all(rm, [reward.encode(tokenizer, r, model.config.block_size) for r in records], "cpu")
-        for n in NS:
-            best = scores[:, :n].argmax(1)
-            judged = metrics.judge_all(prompts, [r["responses"][i] for r, i in zip(records, best)])
-            rows[n]["gold"].append(statistics.mean(j.gold for j in judged))
-            rows[n]["score"].append(scores.gather(1, best[:, None]).mean().item())
-            rows[n]["preferred to SFT"].append(metrics.win_rate(judged, plain))
-    found = {f"best of {n}": {**rows[n], "KL, nats": [math.log(n) - (n - 1) / n] * len(roots)} for n in NS}
-    write(roots, "best_of_n", found)
-    draw(roots, "best_of_n", "N answers, the best kept", NS, {name: [rows[n][name] for n in NS] for name in ("score", "gold")})
+    model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
+    members, _ = gpt.load_rewards(rm, tokenizer)
+    cfg = ppo.Config()
+    room = model.config.block_size - cfg.max_new_tokens
+    prompts = almanac.prompts("test", n_prompts, metrics.read_results(root)["ppo"]["config"]["seed"])
+    prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
+    torch.manual_seed(0)
+    plain = metrics.judge_all(prompts, gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature))
+    ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature, max(NS))
+    asked = [p for p in prompts for _ in range(max(NS))]
+    scores = torch.tensor(metrics.scores(gpt.Ensemble(members), asked, ids, tokenizer, cfg.missing_eos_score)).view(len(prompts), -1)
+    found = {}
+    for n in NS:
+        kept = scores[:, :n].argmax(1)
+        judged = metrics.judge_all(prompts, [tokenizer.decode(ids[i * max(NS) + int(k)]) for i, k in enumerate(kept)])
+        found[n] = {"gold": statistics.mean(j.gold for j in judged), "score": scores.gather(1, kept[:, None]).mean().item(),
+                    "preferred to SFT": metrics.win_rate(judged, plain), "KL, nats": math.log(n) - (n - 1) / n}
     return found
+
+
+def best_of_n(roots):
+    every = [best(root, root / "reward" / "ckpt.pt") for root in roots]
+    found = {f"best of {n}": {name: [figures[n][name] for figures in every] for name in every[0][n]} for n in NS}
+    write(roots, "best_of_n", found)
+    draw(roots, "best_of_n", "N answers, the best kept", NS, {name: [found[f"best of {n}"][name] for n in NS] for name in ("score", "gold")})
+    return found
+
+
+# ---- over-optimisation ----------------------------------------------------------------------------
+
+LONGER = dict(steps=30, test_prompts=200)
+JUDGES = {"12000 prompts": None, f"{FEW // 2} prompts": asked(FEW // 2)}  # what the reward model has learned from
+PUSHES = {"beta 0": dict(beta=0.0), "beta 0.05": dict(beta=.05), "beta 0.2": dict(beta=.2), "beta 0.8": dict(beta=.8)}
+
+
+def laws(d, gain):
+    """Fit both forms of Gao et al. 2023, section 1, to what was gained at distances d = sqrt(KL).
+
+    best of N: d (alpha - beta d), and RL: d (alpha - beta log d). Least squares -> {form: (alpha, beta, rms of residuals)}.
+    """
+    found = {}
+    for form, bend in (("best of N", d), ("RL", np.log(d))):
+        x = np.stack([d, -d * bend], 1)
+        coefficients = np.linalg.lstsq(x, gain, rcond=None)[0]
+        found[form] = (*map(float, coefficients), float(np.sqrt(np.mean((x @ coefficients - gain) ** 2))))
+    return found
+
+
+def overoptimisation(roots):
+    """Push policies against a good and a poor reward model, and see where gold stops to follow the proxy -> rows of a table.
+
+    The curve of a PPO run is its log: proxy, gold and KL of each iteration's answers, to training prompts.
+    """
+    curves = {}  # (judge, push): for each pipeline an array of (sqrt(KL), proxy, gold)
+    for judge, comparisons in JUDGES.items():
+        pushes = {f"PPO, {name}": dict(LONGER, **change) for name, change in PUSHES.items()}
+        if comparisons:
+            for root in roots:
+                members(root, "few", comparisons(root))
+            paths = ",".join(f"{{root}}/ensembles/few/{i}/reward/ckpt.pt" for i in (1, 2, 3))
+            pushes["PPO, beta 0.05, mean less one deviation of three"] = dict(LONGER, beta=.05, reward=paths, caution=1.0)
+        for name, change in pushes.items():
+            logs = [run(Trial(f"{judge} {name}", change, comparisons), root, "overoptimisation", [])["log"] for root in roots]
+            curves[judge, name] = [[(math.sqrt(max(r["kl"], 0.0)), r["score"], r["gold"]) for r in log] for log in logs]
+        where = "{}/reward/ckpt.pt" if not comparisons else "{}/overoptimisation/" + file_name(f"{judge} PPO, beta 0") + "/reward/ckpt.pt"
+        curves[judge, "best of N"] = [[(math.sqrt(x["KL, nats"]), x["score"], x["gold"]) for x in best(root, where.format(root)).values()] for root in roots]
+    found, laid = {}, {}
+    for (judge, name), each in curves.items():
+        each = np.array(each)  # (pipelines, points, 3)
+        d, _, gold = each.mean(0).T
+        far = d > .1
+        fits = laws(d[far], gold[far] - np.mean(curves[judge, "best of N"], 0)[0, 2])
+        smooth = np.stack([np.convolve(run_[:, 2], np.ones(3) / 3, "valid") for run_ in each])  # an iteration's gold is of 256 answers
+        found[f"{judge}: {name}"] = {
+            "highest gold": smooth.max(1).tolist(), "last gold": smooth[:, -1].tolist(), "last proxy": each[:, -1, 1].tolist(),
+            "last sqrt(KL)": each[:, -1, 0].tolist(), **{f"residual of the {form} law": [rest] for form, (_, _, rest) in fits.items()}}
+        laid[judge, name] = each.mean(0), fits
+    write(roots, "overoptimisation", dict(table=found, curves=[dict(judge=judge, push=name, points=points.tolist(), laws=fits)
+                                                               for (judge, name), (points, fits) in laid.items()]))
+    draw_overoptimisation(roots, laid)
+    return found
+
+
+def draw_overoptimisation(roots, laid):
+    """A column for each reward model: proxy and gold against sqrt(KL), and below what Gao et al.'s law of each leaves over."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    panels = figure.subplots(3, len(JUDGES), sharex="col", sharey="row", squeeze=False)
+    for column, judge in zip(panels.T, JUDGES):
+        rows = {name: x for (of, name), x in laid.items() if of == judge}
+        start = rows["best of N"][0][0, 2]
+        styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+        for i, ((name, (points, fits)), style) in enumerate(zip(rows.items(), styles)):
+            d, proxy, gold = points.T
+            alpha, beta, _ = fits["best of N" if name == "best of N" else "RL"]
+            law = d * (alpha - beta * (d if name == "best of N" else np.log(d.clip(1e-3))))
+            for axes, y in zip(column, (proxy, gold, gold - start - law)):
+                axes.plot(d, y, color=str(.12 * i), linestyle=style, label=name)
+                axes.grid(alpha=.3)
+        column[0].set_title(f"reward model of {judge}")
+        column[0].legend(frameon=False, fontsize=8)
+        column[-1].set_xlabel("sqrt(KL to the SFT model)")
+    for axes, label in zip(panels[:, 0], ("proxy: the reward model's score", "gold: the labeler's score", "gold less the law")):
+        axes.set_ylabel(label)
+    runs.write_figure(roots[0] / "experiments" / "overoptimisation.png", figure)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m notebooks.experiments", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n)
+    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n, overoptimisation=overoptimisation)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
     parser.add_argument("pipelines", nargs="+", type=Path, help="folders of finished pipelines (--out of the stages)")
     args = parser.parse_args()

@@ -45,6 +45,10 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     found = [metrics.interval(rng.normal(size=60)) for _ in range(200)]
     assert .90 <= np.mean([x["low"] <= 0 <= x["high"] for x in found]) <= .985
     assert math.isnan(metrics.interval([])["mean"]) and metrics.interval([])["n"] == 0
+    pairs = np.repeat(rng.normal(size=60), 6)  # six values a prompt that are one and the same are worth one
+    together, apart = metrics.interval(pairs, np.arange(360) // 6), metrics.interval(pairs)
+    assert together["mean"] == apart["mean"] and together["n"] == 360
+    assert 2 < (together["high"] - together["low"]) / (apart["high"] - apart["low"]) < 3  # the root of 6
     bleu = metrics.bleu_interval(["a b c d e", "a b c"] * 20, ["a b c d e", "x y z"] * 20)
     assert bleu["low"] < bleu["mean"] < bleu["high"] and bleu["n"] == 40
 

@@ -1,5 +1,6 @@
 """Files, flags and good manners: whatever a user does wrong is one sentence, and nothing written is lost."""
 
+import functools
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,13 +189,42 @@ def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
     assert experiments.table(experiments.options([root])) == table
 
 
+def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypatch):
+    from notebooks import experiments
+    d = np.linspace(.1, 3, 20)
+    for form, bend in (("best of N", d), ("RL", np.log(d))):
+        alpha, beta, rest = experiments.laws(d, d * (.9 - .2 * bend))[form]
+        assert (alpha, beta, rest) == pytest.approx((.9, .2, 0), abs=1e-9)
+    root = tmp_path / "pipeline"
+    shutil.copytree(pipeline[0], root)
+    monkeypatch.setattr(experiments, "LONGER", dict(steps=2, batch=8, minibatches=1, test_prompts=12, max_new_tokens=8))
+    monkeypatch.setattr(experiments, "PUSHES", {"beta 0": dict(beta=0.0)})
+    monkeypatch.setattr(experiments, "NS", [1, 2, 4])
+    monkeypatch.setattr(experiments, "JUDGES", {"all": None, "few": experiments.asked(8)})
+    monkeypatch.setattr(experiments, "best", functools.partial(experiments.best, n_prompts=12))
+    table = experiments.table(experiments.overoptimisation([root]))
+    assert table.count("\n") == 6 and "| few: PPO, beta 0.05, mean less one deviation of three | " in table and "nan" not in table
+    assert (root / "experiments" / "overoptimisation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_of_several_pipelines_makes_the_readme_table(pipeline, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(pipeline[0], tmp_path / name)
+    both = f"{tmp_path / 'a'},{tmp_path / 'b'}"
+    ppo.train(ppo.Config(out=both, eval=True, test_prompts=20, max_new_tokens=8, policies="again={out}/ppo/ckpt.pt"))
+    table = (tmp_path / "a" / "eval" / "seeds.md").read_text()
+    assert "|  | base | sft | ppo | again |" in table and table.count(" ± 0.00 ") >= 20  # the same pipeline twice
+    with pytest.raises(UserError, match="none holds no finished pipeline"):
+        ppo.train(ppo.Config(out=f"{tmp_path / 'a'},{tmp_path / 'none'}", eval=True))
+
+
 def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(pipeline[0], out)
     found = []
     for policies in ("x={}/sft/ckpt.pt,y={}/ppo/ckpt.pt", "y={}/sft/ckpt.pt,x={}/ppo/ckpt.pt"):
         results = ppo.train(ppo.Config(out=str(out), eval=True, test_prompts=40, max_new_tokens=8, policies=policies.format(out, out)))
-        found.append({name: json.dumps([results["models"][name], results["context"][name]]) for name in ("sft", "ppo", "x", "y")})
+        found.append({name: json.dumps(results["models"][name]) for name in ("sft", "ppo", "x", "y")})
     for figures, (as_sft, as_ppo) in zip(found, ("xy", "yx")):
         assert figures[as_sft] == figures["sft"] and figures[as_ppo] == figures["ppo"] != figures["sft"]
     assert found[0]["sft"] == found[1]["sft"]
