@@ -20,7 +20,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import almanac, chat, formats, runs
+from data import almanac, chat, formats, hub, runs
 from data.runs import UserError, knob
 from data.tokenizer import Tokenizer
 from data.tokenizer import train as train_tokenizer
@@ -372,15 +372,24 @@ def save(path, model, tokenizer, **about):
     runs.write(path, checkpoint(model, tokenizer, **about))
 
 
+def _read(path, device):
+    content = torch.load(path, map_location=device, weights_only=True)
+    with torch.device("meta"):  # a model without memory, which the checkpoint's tensors fill: no random number is drawn
+        model = {"GPT": GPT, "ScalarGPT": ScalarGPT}[content["kind"]](GPTConfig(**content["config"]))
+    model.load_state_dict(content["state"], assign=True)
+    return model, Tokenizer.from_list(content["tokenizer"]), content["about"]
+
+
 def load(path, kind=GPT, device="cpu", hint=""):
-    """Read a checkpoint -> (model, tokenizer, about). UserError if there is none, or not of this `kind`."""
+    """Read a checkpoint -> (model, tokenizer, about). UserError if there is none, or not of this `kind`.
+
+    path: a file of `save`, or a folder of GPT-2's published files, or the name of one on the hub (data/hub.py).
+    """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        with torch.device("meta"):  # a model without memory, which the checkpoint's tensors fill: no random number is drawn
-            model = {"GPT": GPT, "ScalarGPT": ScalarGPT}[content["kind"]](GPTConfig(**content["config"]))
-        model.load_state_dict(content["state"], assign=True)
-        tokenizer = Tokenizer.from_list(content["tokenizer"])
-        about = content["about"]
+        if hub.holds(path):
+            model, tokenizer, about = hub.read(path, device)
+        else:
+            model, tokenizer, about = _read(path, device)
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError, ValueError,
@@ -426,7 +435,8 @@ class Config(runs.Common):
     n_embd: int = knob(128, "channels", least=1)
     save_every: int = knob(1000, "steps between two checkpoints", least=1)
     chat: bool = knob(False, "talk to a model instead of training one")
-    ckpt: str = knob("", "with --chat: the checkpoint (default: the newest policy in --out)")
+    export: str = knob("", "folder to write a checkpoint to, as transformers reads it, instead of training")
+    ckpt: str = knob("", "with --chat and --export: the checkpoint (default: the newest policy in --out)")
     temperature: float = knob(0.7, "with --chat: 0 is greedy, 1 samples as the model was trained", least=0)
     max_new_tokens: int = knob(40, "with --chat: longest answer", least=1)
 
@@ -454,6 +464,8 @@ def train(cfg):
     """Pretrain -> (model, history). Writes out/gpt/."""
     if cfg.chat:
         return chat.converse(cfg)
+    if cfg.export:
+        return hub.run(cfg)
     run = runs.Run(cfg, "gpt", demands=[(cfg.n_embd % cfg.n_head == 0, "--n_embd must be a multiple of --n_head")])
     if cfg.data:
         documents, held_out = formats.split(formats.read_text(cfg.data))

@@ -1,0 +1,224 @@
+"""GPT-2's published files in, files that transformers opens out.
+
+    python sft.py --init DIR                    DIR: config.json, model.safetensors or pytorch_model.bin, and
+                                                vocab.json, or OpenAI's encoder.json
+    python sft.py --init gpt2                   the same from the Hugging Face hub: gpt2, gpt2-medium, gpt2-large, gpt2-xl
+    python gpt.py --export DIR --ckpt PATH      a policy or a reward model, for transformers' Auto classes
+
+safetensors is read and written by hand: a length, a JSON header, and the raw numbers, which is shorter than a dependency.
+GPT-2's Conv1D layers hold their matrices as (in, out), torch's Linear as (out, in).
+"""
+
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import torch
+from torch.hub import download_url_to_file, get_dir
+
+import gpt
+from data import runs
+from data.runs import UserError
+from data.tokenizer import SPECIALS, Tokenizer
+
+NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+HUB = "https://huggingface.co/openai-community/{}/resolve/main/{}"
+# Our name of each part, and GPT-2's.
+PARTS = [("blocks.", "h."), ("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")]
+CHAT_TEMPLATE = ("{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
+                 "{% else %}<|assistant|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+                 "{% if messages[-1]['role'] == 'user' %}<|assistant|>{% endif %}")
+
+
+def their_name(name):
+    for ours, theirs in PARTS:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def is_conv1d(name):
+    return name.startswith("blocks.") and name.endswith("weight") and ".ln_" not in name
+
+
+# ---- safetensors ----------------------------------------------------------------------------------
+
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_safetensors(path):
+    """{name: tensor}; ValueError if the file is cut or no safetensors."""
+    content = bytearray(Path(path).read_bytes())
+    if len(content) < 8 or (start := 8 + struct.unpack("<Q", content[:8])[0]) > len(content):
+        raise ValueError("its header is cut")
+    tensors = {}
+    for name, about in json.loads(content[8:start]).items():
+        if name == "__metadata__" or about["dtype"] not in TYPES:
+            continue  # masks of old GPT-2 files are U8
+        dtype, (low, high) = TYPES[about["dtype"]], about["data_offsets"]
+        if start + high > len(content):
+            raise ValueError(f"{name} is cut")
+        tensors[name] = torch.frombuffer(content, dtype=dtype, count=(high - low) // dtype.itemsize, offset=start + low).view(about["shape"])
+    return tensors
+
+
+def write_safetensors(path, tensors):
+    """Write {name: float32 tensor}."""
+    header, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, tensor in tensors.items():
+        parts.append(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[at, at := at + len(parts[-1])])
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)  # the numbers begin at a multiple of 8
+    runs.write(path, struct.pack("<Q", len(head)) + head + b"".join(parts))
+
+
+def holds(path):
+    """Whether a path is for `read`, and not a checkpoint of ours."""
+    return str(path) in NAMES or Path(path).is_dir()
+
+
+# ---- in -------------------------------------------------------------------------------------------
+
+
+def download(name):
+    """A GPT-2 of the hub -> the folder in torch's cache that now holds it."""
+    folder = Path(get_dir()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "vocab.json", "model.safetensors"):
+        if not (folder / file).exists():
+            try:
+                download_url_to_file(HUB.format(name, file), str(folder / file))
+            except OSError as error:  # no network, no such host, a refused connection
+                raise UserError(f"{name} can not be downloaded ({getattr(error, 'reason', error)}): get {HUB.format(name, file)} and the files "
+                                "beside it by other means, put them in a folder, and name that") from None
+    return folder
+
+
+def read_ranks(folder):
+    """The vocabulary of a folder -> {token bytes: id}, without our special tokens."""
+    found = [folder / file for file in ("tokenizer.json", "vocab.json", "encoder.json") if (folder / file).exists()]
+    if not found:
+        raise UserError(f"{folder} holds no vocab.json or encoder.json: put GPT-2's there")
+    vocab = json.loads(found[0].read_text())
+    vocab = vocab["model"]["vocab"] if found[0].name == "tokenizer.json" else vocab
+    # GPT-2 writes bytes as letters: those that can be printed as themselves, the others as the letters from 256 on.
+    letters = {letter: byte for byte, letter in enumerate(byte_letters())}
+    ranks = {bytes(letters.get(c, 0) for c in token): i for token, i in sorted(vocab.items(), key=lambda x: x[1]) if token not in SPECIALS}
+    if list(ranks.values()) != list(range(len(ranks))):
+        raise UserError(f"{found[0]} does not number its {len(vocab)} tokens from 0 on: it is not GPT-2's vocabulary")
+    return ranks
+
+
+def byte_letters():
+    """The 256 letters in which GPT-2's vocabulary writes bytes (Radford et al. 2019, their code)."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
+
+
+def read(where, device):
+    """A folder of GPT-2's files, or the name of one on the hub -> (GPT or ScalarGPT, Tokenizer, {}).
+
+    Special tokens that the vocabulary lacks are appended. Their embeddings are the mean of all others: from small random
+    numbers they would start with logits far from the others' (in GPT-2 a mean logit is about -33, a random row's is
+    near 0), so that the untrained model would say nothing but special tokens (Hewitt 2021).
+    """
+    folder = Path(where) if Path(where).is_dir() else download(str(where))
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder / 'config.json'} not found: {folder} must hold the files that GPT-2 is published in")
+    weights = next((folder / file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).exists()), None)
+    if weights is None:
+        raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download one of them")
+    try:
+        about = json.loads((folder / "config.json").read_text())
+        ranks = read_ranks(folder)
+        state = read_safetensors(weights) if weights.suffix == ".safetensors" else torch.load(weights, map_location="cpu", weights_only=True)
+        config = gpt.GPTConfig(about["vocab_size"], about.get("n_positions", 1024), about["n_layer"], about["n_head"], about["n_embd"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{folder} can not be read ({(str(error) or type(error).__name__).splitlines()[0][:80]}): download it again") from None
+    if about.get("model_type", "gpt2") != "gpt2":
+        raise UserError(f"{folder} holds a model of type {about['model_type']}: this code reads GPT-2")
+    tokenizer = Tokenizer(ranks)
+    if about["vocab_size"] not in (len(ranks), tokenizer.vocab_size):
+        raise UserError(f"{folder}: the vocabulary has {len(ranks)} tokens, the model {about['vocab_size']}: they do not belong together")
+    state = {name.removeprefix("transformer."): tensor.float() for name, tensor in state.items()}
+    missing = tokenizer.vocab_size - about["vocab_size"]
+    with torch.device("meta"):
+        config.vocab_size = tokenizer.vocab_size
+        model = (gpt.ScalarGPT if "score.weight" in state else gpt.GPT)(config)
+    trunk = model.trunk if isinstance(model, gpt.ScalarGPT) else model
+    ours = {}
+    for name, parameter in trunk.named_parameters():
+        tensor = state.get(their_name(name))
+        if tensor is not None and is_conv1d(name):
+            tensor = tensor.t()
+        if tensor is not None and name == "wte.weight" and missing:
+            tensor = torch.cat([tensor, tensor.mean(0, keepdim=True).expand(missing, -1)])
+        if tensor is None or tensor.shape != parameter.shape:
+            raise UserError(f"{weights}: {their_name(name)} is {'missing' if tensor is None else tuple(tensor.shape)}, config.json wants "
+                            f"{tuple(parameter.shape)}: they do not belong together")
+        ours[name] = tensor.contiguous()
+    if isinstance(model, gpt.ScalarGPT):
+        extra = about.get("bias", {"ln_f": ours["ln_f.bias"].tolist(), "score": 0.0})  # see `export`
+        ours = {f"trunk.{name}": tensor for name, tensor in ours.items()}
+        ours |= {"trunk.ln_f.bias": torch.tensor(extra["ln_f"]), "head.weight": state["score.weight"], "head.bias": torch.tensor([extra["score"]])}
+    model.load_state_dict(ours, assign=True)
+    return model.requires_grad_(True).to(device), tokenizer, {}
+
+
+# ---- out ------------------------------------------------------------------------------------------
+
+
+def export(model, tokenizer, folder):
+    """Write config.json, model.safetensors and the tokenizer, as transformers' GPT-2 reads them.
+
+    Its reward models have no bias at the head. Ours goes into the bias of the last LayerNorm, along the head's weight w:
+    w (x + b w / |w|^2) = w x + b. The original biases stand in config.json, so that `read` gives back the same bits.
+    """
+    folder, config = Path(folder), model.config
+    folder.mkdir(parents=True, exist_ok=True)
+    scalar = isinstance(model, gpt.ScalarGPT)
+    state = (model.trunk if scalar else model).state_dict()
+    about = dict(model_type="gpt2", architectures=["GPT2ForSequenceClassification" if scalar else "GPT2LMHeadModel"],
+                 vocab_size=config.vocab_size, n_positions=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
+                 activation_function="gelu_new", layer_norm_epsilon=1e-5, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
+                 bos_token_id=config.end, eos_token_id=config.end, pad_token_id=config.pad, tie_word_embeddings=True)
+    tensors = {f"transformer.{their_name(name)}": tensor.t() if is_conv1d(name) else tensor for name, tensor in state.items()}
+    if scalar:
+        w, b = model.head.weight.data[0], model.head.bias.data[0]
+        about |= dict(num_labels=1, bias=dict(ln_f=state["ln_f.bias"].tolist(), score=b.item()))
+        tensors |= {"transformer.ln_f.bias": state["ln_f.bias"] + b * w / w.square().sum(), "score.weight": model.head.weight}
+    write_safetensors(folder / "model.safetensors", tensors)
+    runs.write(folder / "config.json", json.dumps(about, indent=1))
+    write_tokenizer(folder, tokenizer, config.block_size)
+
+
+def write_tokenizer(folder, tokenizer, block_size):
+    """tokenizer.json and tokenizer_config.json, with a chat template that renders as Tokenizer.render does.
+
+    tiktoken joins any two neighbours that make a token, the one of the lowest rank first; `tokenizers` wants the pairs listed.
+    """
+    letters = byte_letters()
+    written = {token: "".join(letters[byte] for byte in token) for token in tokenizer.ranks}
+    merges = [[written[token[:i]], written[token[i:]]] for token in tokenizer.ranks for i in range(1, len(token))
+              if token[:i] in tokenizer.ranks and token[i:] in tokenizer.ranks]
+    specials = {name: len(tokenizer.ranks) + i for i, name in enumerate(SPECIALS)}
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=True)
+    added = [dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for name, i in specials.items()]
+    model = dict(type="BPE", vocab={written[token]: i for token, i in tokenizer.ranks.items()}, merges=merges)
+    runs.write(folder / "tokenizer.json", json.dumps(dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None,
+                                                          pre_tokenizer=level, post_processor=None, decoder=level, model=model), ensure_ascii=False))
+    runs.write(folder / "tokenizer_config.json", json.dumps(dict(
+        tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size, clean_up_tokenization_spaces=False, eos_token="<|end|>",
+        pad_token="<|pad|>", chat_template=CHAT_TEMPLATE), indent=1))
+
+
+def run(cfg):
+    """`python gpt.py --export DIR --ckpt PATH`. cfg: gpt.Config."""
+    runs.check(cfg)
+    path = cfg.ckpt or runs.newest_policy(cfg.out)
+    model, tokenizer, _ = gpt.load(path, gpt.nn.Module, "cpu", "name a checkpoint with --ckpt")
+    export(model, tokenizer, cfg.export)
+    print(f"{path} is now in {cfg.export}, for transformers' "
+          f"{'AutoModelForSequenceClassification' if isinstance(model, gpt.ScalarGPT) else 'AutoModelForCausalLM'} and AutoTokenizer")
