@@ -1,6 +1,6 @@
 """Files in, records out; what can not be used is named with its file and line.
 
-Pretraining text is UTF-8, documents separated by blank lines. Everything else is JSON lines:
+Pretraining text is UTF-8, documents separated by blank lines. Everything else is JSON lines, of our own format:
 
     prompts         {"prompt": "Hello!"}  or  {"prompt": [{"role": "user", "content": "Hello!"}, ...]}
     demonstrations  a prompt and "response" (or "completion")
@@ -8,11 +8,17 @@ Pretraining text is UTF-8, documents separated by blank lines. Everything else i
                     or a prompt, "chosen" and "rejected";
                     or a prompt, "response" and "verdict": a prompt's "good" answers rank above its "bad" ones
 
+or of one that others publish, which `FORMATS` recognises by the first record. The file may also be one JSON array, parquet
+(if pyarrow is installed), or compressed (.gz).
+
 `--data` takes a file, a folder of them, or several with commas between. A line that can not be used is named and left out,
 but if they are more than one in a hundred, the file is refused. A last line that was cut in the middle is set aside.
 """
 
+import gzip
 import json
+import re
+import zlib
 from pathlib import Path
 
 from data import almanac
@@ -22,7 +28,10 @@ LONGEST_LINE = 1_000_000  # bytes: no conversation
 
 
 def read_text(path):
-    """Documents of a text file: list of str."""
+    """Documents of a text file: list of str. Of files with records, the messages and the answer of each are a document."""
+    if _suffix(path) in ENDINGS:
+        records = [r for _, r in _read(path, lambda r: {"response": r.get("response", r.get("completion", ""))})]
+        return ["\n".join([m["content"] for m in r["prompt"]] + [r["response"]]).strip() for r in records]
     content = _bytes(path)
     try:
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
@@ -46,11 +55,11 @@ def read_questions(path):
 
 
 def read_demonstrations(path):
-    """Prompts with a `response` (str). Comparisons and answers that somebody called bad are passed over."""
+    """Prompts with a `response` (str), of a pair the chosen one. Rankings and answers that somebody called bad are passed over."""
     def fields(record):
-        if "response" not in record and {"responses", "chosen"} & set(record) or record.get("verdict") == "bad":
+        if "responses" in record and "response" not in record or record.get("verdict") == "bad":
             return None
-        return {"response": _text(record, "response" if "response" in record else "completion")}
+        return {"response": _text(record, next((name for name in ("response", "completion", "chosen") if name in record), "response"))}
     return [record for _, record in _read(path, fields)]
 
 
@@ -94,33 +103,78 @@ def write_jsonl(path, records):
     write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
+# ---- files ----------------------------------------------------------------------------------------
+
+ENDINGS = (".jsonl", ".json", ".parquet")
+
+
+def _suffix(path):
+    """How a file's name ends, but for .gz."""
+    path = Path(path)
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
 def _bytes(path):
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
+        return gzip.decompress(content) if Path(path).suffix == ".gz" else content
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} can not be unpacked ({error}): download it again") from None
     except OSError as error:
         raise UserError(f"{path} can not be read ({error.strerror}): check --data") from None
 
 
+def _rows(path):
+    """The records of a file: yields (place, dict or the bytes of a line, whether it is a last line that was cut)."""
+    if _suffix(path) == ".parquet":
+        try:
+            import pyarrow.parquet
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except ImportError:
+            raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can not be read ({str(error).splitlines()[0][:80]}): check --data") from None
+        yield from ((f"{path}, row {n}", row, False) for n, row in enumerate(rows, start=1))
+        return
+    content = _bytes(path).removeprefix(b"\xef\xbb\xbf")
+    if _suffix(path) == ".json" and content.lstrip()[:1] == b"[":
+        try:
+            rows = json.loads(content)
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}): download it again") from None
+        yield from ((f"{path}, record {n}", row, False) for n, row in enumerate(rows, start=1))
+        return
+    lines = content.split(b"\n")
+    for n, line in enumerate(lines, start=1):
+        if line.strip():
+            yield f"{path}, line {n}", line, n == len(lines) and not line.rstrip().endswith(b"}")
+
+
 def _read(paths, fields):
-    """Read JSON lines: list of ("file, line n", record).
+    """Read records: list of ("file, line n", record).
 
     fields(record) -> dict of the checked fields beside the prompt, None to pass the record over; it raises ValueError
     with what is wrong.
     """
     files, found, broken, lines = [], [], [], 0
     for part in str(paths).split(","):
-        files += sorted(Path(part).glob("*.jsonl")) or [part] if Path(part).is_dir() else [part]
+        files += [p for p in sorted(Path(part).iterdir()) if _suffix(p) in (".jsonl", ".parquet")] or [part] if Path(part).is_dir() else [part]
     for path in files:
-        content = _bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        for number, line in enumerate(content, start=1):
-            if not line.strip():
-                continue
-            place, lines = f"{path}, line {number}", lines + 1
+        form = None
+        for place, row, cut in _rows(path):
+            lines += 1
             try:
-                record = _record(line, fields)
+                record = _parse(row) if isinstance(row, bytes) else row
+                kind, record = recognise(record)
+                if form is None and kind != OURS:
+                    print(f"{path}: {kind}")
+                form = form or kind
+                if kind != form:
+                    raise ValueError(f"a record of another format ({kind}) than the first ({form})")
+                record = _checked(record, fields)
                 found += [(place, record)] if record else []
             except ValueError as error:
-                if number == len(content) and not line.rstrip().endswith(b"}"):
+                if cut:
                     print(f"{place}: cut in the middle: set aside")
                 else:
                     broken.append(f"{place}: {error}")
@@ -134,25 +188,128 @@ def _read(paths, fields):
     return found
 
 
-def _record(line, fields):
+def _parse(line):
     if len(line) > LONGEST_LINE:
         raise ValueError(f"{len(line) / 1e6:.1f} MB in one line")
     try:
         record = json.loads(line.decode())
         json.dumps(record, ensure_ascii=False).encode()
+        return record
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair, which is no text") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
+
+
+def _checked(record, fields):
     about = {name: record[name] for name in almanac.ABOUT if name in record}
     if len(about) < len(almanac.ABOUT) or about["kind"] not in almanac.KINDS:
         about = {}  # not a prompt that the labeler knows
     checked = fields(record)
     return None if checked is None else {"prompt": _messages(record), **about, **checked}
+
+
+# ---- other people's formats -----------------------------------------------------------------------
+
+OURS = "prompts and answers in our own format"
+
+
+def recognise(record):
+    """A record of any known format -> (the format's name, the record in ours)."""
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if "\n\nHuman:" in str(record.get("chosen"))[:10]:
+        return "transcripts of two assistants (Anthropic HH-RLHF)", _pair(_transcript(record["chosen"]), _transcript(str(record.get("rejected"))))
+    for name, (fields, convert) in FORMATS.items():
+        if all(isinstance(record.get(field), kind) for field, kind in fields.items()):
+            return name, convert(record)
+    return OURS, record
+
+
+def _transcript(text):
+    """"\n\nHuman: Hi\n\nAssistant: Hello" -> messages."""
+    parts = re.split(r"\n\n(Human|Assistant):", text)
+    return [{"role": "user" if who == "Human" else "assistant", "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
+
+
+def _conversation(messages):
+    """Messages with roles system, user, assistant -> ours: what the system says begins the next user's message."""
+    found, system = [], ""
+    for m in messages:
+        if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant") or not isinstance(m.get("content"), str):
+            raise ValueError('a message must be {"role": "system", "user" or "assistant", "content": text}')
+        if m["role"] == "system":
+            system = m["content"] + "\n\n"
+        else:
+            found.append({"role": m["role"], "content": (system if m["role"] == "user" else "") + m["content"]})
+            system = system if m["role"] == "assistant" else ""
+    return found
+
+
+def _answered(messages):
+    """A conversation -> its prompt, and its last answer if there is one."""
+    if messages and messages[-1]["role"] == "assistant":
+        return dict(prompt=messages[:-1], response=messages[-1]["content"])
+    return dict(prompt=messages)
+
+
+def _pair(chosen, rejected):
+    """Two conversations that differ in their last answer -> a comparison."""
+    one, other = _answered(chosen), _answered(rejected)
+    if one["prompt"] != other["prompt"] or "response" not in one or "response" not in other:
+        raise ValueError("the two conversations must differ in their last answer, and nowhere else")
+    return dict(prompt=one["prompt"], chosen=one["response"], rejected=other["response"])
+
+
+def _post(about):
+    where = f"SUBREDDIT: r/{about['subreddit']}\n\n" if about.get("subreddit") else ""
+    return f"{where}TITLE: {about.get('title') or ''}\n\nPOST: {about.get('post') or about.get('article') or ''}\n\nTL;DR:"
+
+
+def _summaries(record):
+    texts = [_text(summary, "text").strip() for summary in record["summaries"]]
+    if len(texts) != 2 or record["choice"] not in (0, 1):
+        raise ValueError('"summaries" must be two, and "choice" 0 or 1')
+    return dict(prompt=_post(record["info"]), chosen=texts[record["choice"]], rejected=texts[1 - record["choice"]])
+
+
+def _instruction(record):
+    prompt = "\n\n".join(text for text in (record["instruction"], record.get("input")) if text)
+    pair = {name: record[name] for name in ("chosen", "rejected") if name in record}
+    return dict(prompt=prompt, response=record["output"], **pair)
+
+
+def _turns(record, name):
+    """A field of TRL's: a text, or a list of messages of which the prompt is no part."""
+    value = record[name]
+    if isinstance(value, str):
+        return value
+    if len(messages := _conversation(value)) != 1 or messages[0]["role"] != "assistant":
+        raise ValueError(f'"{name}" must be one message of the assistant')
+    return messages[0]["content"]
+
+
+def _trl(record):
+    prompt = record["prompt"]
+    return dict(prompt=prompt if isinstance(prompt, str) else _conversation(prompt),
+                **{name: _turns(record, name) for name in ("completion", "chosen", "rejected") if name in record})
+
+
+# What a record must hold to be of a format, by field and type; and how it becomes one of ours. The first that fits counts.
+FORMATS = {
+    "instructions (Alpaca)": (dict(instruction=str, output=str), _instruction),
+    "comparisons of summaries (OpenAI TL;DR)": (dict(info=dict, summaries=list, choice=int), _summaries),
+    "posts and summaries (OpenAI TL;DR)": (dict(post=str, summary=str), lambda r: dict(prompt=_post(r), response=r["summary"].strip())),
+    "conversations (OpenAI chat)": (dict(messages=list), lambda r: _answered(_conversation(r["messages"]))),
+    "prompts and preferences (TRL)": (dict(prompt=list, chosen=list, rejected=list), _trl),
+    "prompts and completions (TRL)": (dict(prompt=list, completion=list), _trl),
+    "preferred conversations (TRL)": (dict(chosen=list, rejected=list), lambda r: _pair(_conversation(r["chosen"]), _conversation(r["rejected"]))),
+}
+
+
+# ---- fields ---------------------------------------------------------------------------------------
 
 
 def _text(record, name):

@@ -136,7 +136,7 @@ def test_mistakes_are_one_sentence(command, said, tmp_path):
     (b'{"prompt": "a", "response": "b"}\n{"prompt": \n', "line 2: not JSON"),
     (b'{"prompt": "a", "response": "b"}\n\n[1]\n', "line 3: not a JSON object"),
     (b'{"response": "b"}', 'line 1: "prompt" must be'),
-    (b'{"prompt": "a"}', 'line 1: "completion" must be'),
+    (b'{"prompt": "a"}', 'line 1: "response" must be'),
     (b'{"prompt": "a", "response": 3}', 'line 1: "response" must be'),
     (b'{"prompt": [{"role": "assistant", "content": "a"}], "response": "b"}', "the last message"),
     (b'{"prompt": "a", "response": "b"}\n{"prompt": "\xff"}', "line 2: not UTF-8"),

@@ -1,0 +1,101 @@
+"""Other people's data sets: each format is recognised and becomes ours."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+import ppo
+import reward
+import sft
+from data import formats
+from data.runs import UserError
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+USER, SAID, ASKED = [{"role": who, "content": text} for who, text in (("user", "Hi"), ("assistant", "Hello"), ("user", "And?"))]
+HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: {}"
+INFO = dict(subreddit="cats", title="A cat", post="It is old.", id="x")
+POST = "SUBREDDIT: r/cats\n\nTITLE: A cat\n\nPOST: It is old.\n\nTL;DR:"
+
+
+def answer(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def write(path, records):
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else json.dumps(records).encode() if path.suffix == ".json" else lines)
+    return path
+
+
+@pytest.mark.parametrize("name, record, prompt", [
+    ("transcripts of two assistants (Anthropic HH-RLHF)", dict(chosen=HH.format("good"), rejected=HH.format("bad")), [USER, SAID, ASKED]),
+    ("comparisons of summaries (OpenAI TL;DR)", dict(info=INFO, summaries=[{"text": " bad"}, {"text": " good"}], choice=1), [dict(role="user", content=POST)]),
+    ("preferred conversations (TRL)", dict(chosen=[USER, SAID, ASKED, *answer("good")], rejected=[USER, SAID, ASKED, *answer("bad")]), [USER, SAID, ASKED]),
+    ("prompts and preferences (TRL)", dict(prompt=[USER], chosen=answer("good"), rejected=answer("bad")), [USER]),
+    (formats.OURS, dict(prompt="Hi", chosen="good", rejected="bad"), [USER]),
+    ("instructions (Alpaca)", dict(instruction="Hi", input="", output="good", chosen="good", rejected="bad"), [USER]),
+])
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json"])
+def test_preferences(name, record, prompt, ending, tmp_path, capsys):
+    path = write(tmp_path / f"data.{ending}", [record] * 3)
+    assert formats.read_comparisons(path) == [dict(prompt=prompt, responses=["good", "bad"], ranks=[1, 2])] * 3
+    assert name == formats.OURS or name in capsys.readouterr().out
+    assert formats.read_demonstrations(path) == [dict(prompt=prompt, response="good")] * 3
+    assert formats.read_prompts(path) == [dict(prompt=prompt)] * 3
+
+
+@pytest.mark.parametrize("record, prompt", [
+    (dict(instruction="Sort.", input="b a", output="good"), [dict(role="user", content="Sort.\n\nb a")]),
+    (dict(INFO, summary=" good"), [dict(role="user", content=POST)]),
+    (dict(messages=[dict(role="system", content="Be kind."), USER, SAID, ASKED, *answer("good")]), [dict(role="user", content="Be kind.\n\nHi"), SAID, ASKED]),
+    (dict(prompt=[USER], completion=answer("good")), [USER]),
+    (dict(prompt="Hi", completion="good"), [USER]),
+])
+def test_demonstrations(record, prompt, tmp_path):
+    path = write(tmp_path / "data.jsonl", [record])
+    assert formats.read_demonstrations(path) == [dict(prompt=prompt, response="good")] and formats.read_prompts(path) == [dict(prompt=prompt)]
+    assert formats.read_text(path) == ["\n".join([m["content"] for m in prompt] + ["good"])]
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    pyarrow.parquet.write_table(pyarrow.table(dict(chosen=[[USER, *answer("good")]], rejected=[[USER, *answer("bad")]])), tmp_path / "data.parquet")
+    assert formats.read_comparisons(tmp_path / "data.parquet") == [dict(prompt=[USER], responses=["good", "bad"], ranks=[1, 2])]
+    (tmp_path / "data.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="data.parquet can not be read"):
+        formats.read_prompts(tmp_path / "data.parquet")
+
+
+@pytest.mark.parametrize("record, said", [
+    (dict(chosen=HH.format("good"), rejected=HH.format("bad").replace("Hello", "Ho")), "must differ in their last answer"),
+    (dict(chosen=HH.format("good"), rejected=None), "must differ in their last answer"),
+    (dict(prompt="Hi", chosen="a", rejected="b"), "another format"),
+    (dict(instruction="Hi", output="x"), "another format"),
+    ([], "not a JSON object"),
+])
+def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, said, tmp_path, capsys):
+    good = dict(chosen=HH.format("good"), rejected=HH.format("bad"))
+    with pytest.raises(UserError, match=rf"data.jsonl, line 3: .*{said}"):
+        formats.read_comparisons(write(tmp_path / "data.jsonl", [good, good, record]))
+    assert len(formats.read_comparisons(write(tmp_path / "data.json", [good] * 99 + [record]))) == 99
+    assert "record 100" in (out := capsys.readouterr().out) and "left out" in out
+
+
+def test_a_broken_archive_is_one_sentence(tmp_path):
+    write(tmp_path / "data.jsonl.gz", [dict(prompt="Hi")] * 50)
+    (tmp_path / "data.jsonl.gz").write_bytes((tmp_path / "data.jsonl.gz").read_bytes()[:-20])
+    with pytest.raises(UserError, match="data.jsonl.gz can not be unpacked"):
+        formats.read_prompts(tmp_path / "data.jsonl.gz")
+    (tmp_path / "data.json").write_text("[{]")
+    with pytest.raises(UserError, match="data.json is not JSON"):
+        formats.read_prompts(tmp_path / "data.json")
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the real files are not here")
+def test_the_real_sets():
+    pairs = formats.read_comparisons(DATA / "instruction-data-with-preference.json")
+    assert len(pairs) == 1100 and all(len(r["responses"]) == 2 for r in pairs)
+    assert len(formats.read_demonstrations(DATA / "instruction-data.json")) == len(formats.read_text(DATA / "instruction-data.json")) == 1100
