@@ -66,7 +66,7 @@ class KVCache:
         B, _, T, _ = k.shape
         at = (self.pos[:, None] + torch.arange(T, device=k.device)).clamp(max=self.k.shape[3] - 1)  # (B, T)
         rows = torch.arange(B, device=k.device)[:, None]
-        self.k[layer][rows, :, at], self.v[layer][rows, :, at] = k.transpose(1, 2), v.transpose(1, 2)
+        self.k[layer][rows, :, at], self.v[layer][rows, :, at] = [x.transpose(1, 2).to(self.k.dtype) for x in (k, v)]
         seen = int(at.max()) + 1
         mask = torch.arange(seen, device=k.device) <= at[:, None, :, None]  # (B, 1, T, seen)
         return self.k[layer][:, :, :seen], self.v[layer][:, :, :seen], mask
@@ -214,7 +214,8 @@ def batches(examples, size, rng, length=len):
 
 def action_logits(model, hidden, temperature):
     """(..., C) -> (..., V). The one definition of the distribution that is sampled *and* scored: <|pad|> has no share."""
-    logits = model.logits(hidden) / temperature
+    logits = model.logits(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature  # bfloat16 is too coarse to compare
     logits[..., model.config.pad] = -torch.inf
     return logits
 
@@ -250,12 +251,13 @@ def masked_mean(x, mask, count=None):
 
 
 @torch.no_grad()
-def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1):
+def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noise=None):
     """Sample token by token: yields (rows, tokens), the unfinished rows and what each of them says next.
 
     idx (B, T) right-padded prompts, lengths (B,); each is read once and answered `copies` times, by rows
     b * copies ... b * copies + copies - 1. Temperature 0 takes the most probable token. A row ends with <|end|>,
-    after max_new_tokens, or when the context is full.
+    after max_new_tokens, or when the context is full. noise (B * copies, max_new_tokens): random numbers in [0, 1), drawn
+    here if None: which of its tokens a row samples does not depend on the other rows.
     """
     config = model.config
     longest = min(config.block_size, int(lengths.max()) + max_new_tokens)
@@ -268,8 +270,9 @@ def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1):
         cache.keep(prompts)
         hidden = hidden[prompts]
     rows = torch.arange(len(prompts), device=idx.device)
+    noise = torch.rand(len(prompts), max_new_tokens, device=idx.device) if noise is None else noise
     alive = cache.pos < config.block_size
-    for _ in range(max_new_tokens):
+    for t in range(max_new_tokens):
         if alive.float().mean() < .75:  # leave finished rows behind, but not one by one: moving the cache costs time
             rows, hidden = rows[alive], hidden[alive]
             cache.keep(alive)
@@ -279,7 +282,8 @@ def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1):
         if temperature == 0:
             token = action_logits(model, hidden, 1.0).argmax(-1)
         else:
-            token = torch.multinomial(action_logits(model, hidden, temperature).softmax(-1), 1).squeeze(1)
+            below = action_logits(model, hidden, temperature).softmax(-1).cumsum(-1)  # (B, V), ends with about 1
+            token = (below > noise[rows, t, None] * below[:, -1:]).byte().argmax(-1)  # the first that is above
         yield rows[alive], token[alive]
         hidden = model.hidden(token[:, None], cache)[:, 0]
         alive = alive & (token != config.end) & (cache.pos + 1 < config.block_size)
@@ -287,9 +291,9 @@ def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1):
 
 
 @torch.no_grad()
-def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1):
+def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noise=None):
     """Sample answers. idx (B, T), lengths (B,), right-padded -> the same, longer, B * copies rows; <|end|> is kept."""
-    tokens = stream(model, idx, lengths, max_new_tokens, temperature, copies)
+    tokens = stream(model, idx, lengths, max_new_tokens, temperature, copies, noise)
     idx, lengths = idx.repeat_interleave(copies, 0), lengths.repeat_interleave(copies)
     out = idx.new_full((len(idx), min(model.config.block_size, int(lengths.max()) + max_new_tokens)), model.config.pad)
     out[:, :idx.shape[1]] = idx[:, :out.shape[1]]
@@ -340,20 +344,35 @@ def learning_rate(step, steps, lr, warmup=0, floor=0.0):
     return lr * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def update(model, opt, losses, lr, clip=1.0):
-    """One step of gradient descent on a sum of losses, with the gradient's norm clipped. Returns the norm before clipping.
+def shares(rows, size=0):
+    """The micro-batches of a batch (a tensor or a list) that this process works on: of at most `size` rows, if it is not 0.
 
-    losses: an iterable of scalars. A generator makes each when the graph of the one before is gone: the micro-batches
-    of a batch that does not fit in memory.
+    One process works on all of them, one after another. A loss of a micro-batch must be divided by the count of the whole
+    batch, so that neither their size nor the number of processes changes the gradient.
+    """
+    size = min(size or len(rows), -(-len(rows) // runs.world()))
+    return [rows[i:i + size] for i in range(0, len(rows), size)][runs.rank()::runs.world()]
+
+
+def update(model, opt, losses, lr, clip=1.0):
+    """One step of gradient descent on a sum of losses, with the gradient's norm clipped -> the sum, the norm before clipping.
+
+    losses: an iterable of scalars, of `shares`. A generator makes each when the graph of the one before is gone.
     """
     opt.zero_grad(set_to_none=True)
+    total = torch.zeros((), dtype=torch.float64)
     for loss in losses:
         loss.backward()
+        total += loss.item()
+    if runs.world() > 1:
+        for p in model.parameters():
+            p.grad = runs.add_up(torch.zeros_like(p) if p.grad is None else p.grad)
+        total = runs.add_up(total.to(p.device))
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     for group in opt.param_groups:
         group["lr"] = lr
     opt.step()
-    return norm.item()
+    return total.item(), norm.item()
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------
@@ -488,13 +507,13 @@ def train(cfg):
     before = continue_texts(model, tokenizer, held_out[:5])
     for step in run.range(cfg.steps):
         idx = random_rows(ids, cfg.batch, cfg.block_size)
-        loss = -token_logprobs(model, idx).mean()
-        norm = update(model, opt, [loss], learning_rate(step, cfg.steps, cfg.lr, warmup=min(50, cfg.steps // 10), floor=.1))
+        loss, norm = update(model, opt, (-token_logprobs(model, part).sum() / idx[:, 1:].numel() for part in shares(idx, run.micro_batch)),
+                            learning_rate(step, cfg.steps, cfg.lr, warmup=min(50, cfg.steps // 10), floor=.1))
         measured = {}
         if run.due(step, cfg.save_every):
             measured = {"valid_loss": evaluate(model, valid)}
             run.save(checkpoint(model, tokenizer, **run.about(step, {})))
-        run.log(step, tokens=idx.numel(), loss=loss.item(), grad_norm=norm, **measured)
+        run.log(step, tokens=idx.numel(), loss=loss, grad_norm=norm, **measured)
     after = continue_texts(model, tokenizer, held_out[:5])
     for (start, old), (_, new) in zip(before, after):
         print(f"\n{start!r} goes on\n  before: {old!r}\n  after:  {new!r}")

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 import gpt
 from data import almanac, evaluation, formats, metrics, runs
@@ -49,7 +50,6 @@ class Config(runs.Common):
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
-    micro_batch: int = knob(0, "answers in memory at once, for the same gradient; 0: a whole minibatch", least=0)
     # With an earlier almanac 4e-4 reached the same gold as 6e-4 within noise; at 8e-4 kind requests were refused.
     lr: float = knob(6e-4, "learning rate, falling linearly to 0", least=0)
     # Seed 1, 50 iterations: gold .63 and KL 3.1 nats at .1, gold .65 and KL 1.9 at .2; at .4, with an earlier almanac,
@@ -168,16 +168,32 @@ def rollout(policy, reference, reward, value, idx, prompt_lengths, cfg):
 
     Log-probabilities are recomputed in the parts that the first pass of `update` works on: the same shapes give the same
     bits, so that the first ratio of every iteration is exactly 1, and the KL of a policy that is its own reference exactly 0.
+    Several processes each answer a part of the prompts and see all answers.
     """
-    idx, lengths = gpt.generate(policy, idx, prompt_lengths, cfg.max_new_tokens, cfg.temperature)
+    B, T = idx.shape
+    noise = torch.rand(B, cfg.max_new_tokens, device=idx.device)
+    mine = torch.arange(B, device=idx.device).tensor_split(runs.world())[runs.rank()]
+    answers, ends = gpt.generate(policy, idx[mine], prompt_lengths[mine], cfg.max_new_tokens, cfg.temperature, noise=noise[mine])
+    idx, lengths = idx.new_zeros(B, T + cfg.max_new_tokens), torch.zeros_like(prompt_lengths)
+    idx[mine], lengths[mine] = F.pad(answers, (0, idx.shape[1] - answers.shape[1]), value=policy.config.pad), ends
+    idx, lengths = runs.add_up(idx), runs.add_up(lengths)
+    idx = idx[:, :int(lengths.max())]
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
     ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == policy.config.end
-    parts = [rows for minibatch in torch.arange(len(idx), device=idx.device).tensor_split(cfg.minibatches)
-             for rows in minibatch.split(cfg.micro_batch or len(idx))]
-    score = torch.cat([reward.score(idx[rows], lengths[rows]) for rows in parts])
-    logp_old, logp_ref = [torch.cat([gpt.token_logprobs(model, idx[rows], cfg.temperature, mask[rows]) for rows in parts])
+    parts = [rows for minibatch in torch.arange(B, device=idx.device).tensor_split(cfg.minibatches)
+             for rows in gpt.shares(minibatch, cfg.micro_batch)]
+
+    def of_all(compute, like):
+        """What compute(rows) says of the parts of this process and of the others'."""
+        out = torch.zeros_like(like, dtype=value.head.weight.dtype)
+        for rows in parts:
+            out[rows] = compute(rows)
+        return runs.add_up(out)
+
+    score = of_all(lambda rows: reward.score(idx[rows], lengths[rows]), lengths)
+    logp_old, logp_ref = [of_all(lambda rows: gpt.token_logprobs(model, idx[rows], cfg.temperature, mask[rows]), mask)
                           for model in (policy, reference)]
-    values_old = torch.cat([value(idx[rows])[:, :-1] for rows in parts])
+    values_old = of_all(lambda rows: value(idx[rows])[:, :-1], mask)
     return Rollout(idx, lengths, mask, torch.where(ended, score, cfg.missing_eos_score), logp_old, logp_ref, values_old, ended)
 
 
@@ -196,7 +212,7 @@ def losses(policy, value, batch, rows, cfg, text, seen):
     text (rows, T): ids of pretraining text, or None. `seen` gets the minibatch's diagnostics added.
     """
     count = batch.mask[rows].sum()
-    for at in torch.arange(len(rows), device=rows.device).split(cfg.micro_batch or len(rows)):
+    for at in gpt.shares(torch.arange(len(rows), device=rows.device), cfg.micro_batch):
         part = rows[at]
         idx, mask, logp_old = batch.idx[part], batch.mask[part], batch.logp_old[part]
         logp = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
@@ -230,8 +246,8 @@ def update(policy, value, opt, batch, cfg, lr, text=None):
         for rows in order.to(batch.idx.device).tensor_split(cfg.minibatches):
             extra = gpt.random_rows(text, len(rows), policy.config.block_size) if cfg.ptx else None
             seen = Counter()
-            grad_norm = gpt.update(models, opt, losses(policy, value, batch, rows, cfg, extra, seen), lr)
-            passes[-1].append({**seen, "grad_norm": grad_norm})
+            _, grad_norm = gpt.update(models, opt, losses(policy, value, batch, rows, cfg, extra, seen), lr)
+            passes[-1].append({**runs.add_up_all(seen), "grad_norm": grad_norm})
         if cfg.target_kl and passes[-1][-1]["approx_kl"] > cfg.target_kl:
             break
     first, last = passes[0][0], passes[-1]

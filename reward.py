@@ -22,6 +22,7 @@ import copy
 import math
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,17 +57,17 @@ class Config(runs.Common):
 # ---- equations ------------------------------------------------------------------------------------
 
 
-def ranking_loss(scores, ranks):
+def ranking_loss(scores, ranks, count=None):
     """InstructGPT's K-wise loss (Ouyang et al. 2022, equation 1) -> scalar.
 
     scores (N, K): one number an answer. ranks (N, K): 1 is best, equal ranks are ties, 0 stands for no
     answer where a prompt has fewer than K. Each prompt counts once, however many pairs it has; a prompt
-    without a pair does not count.
+    without a pair does not count. If they are a part of a batch, count is how many of the whole batch do: see gpt.shares.
     """
     wins = (ranks[:, :, None] < ranks[:, None, :]) & (ranks[:, :, None] > 0)  # (N, K, K): is w ranked above l?
     loss = -F.logsigmoid(scores[:, :, None] - scores[:, None, :]) * wins
     pairs = wins.sum((1, 2))
-    return (loss.sum((1, 2)) / pairs.clamp(min=1)).sum() / (pairs > 0).sum().clamp(min=1)
+    return (loss.sum((1, 2)) / pairs.clamp(min=1)).sum() / ((pairs > 0).sum().clamp(min=1) if count is None else max(1, count))
 
 
 def accuracy(scores, quality):
@@ -173,6 +174,16 @@ def score(model, batch, device):
     return scores, ranks
 
 
+def losses(model, batch, micro_batch, device, agreement):
+    """The ranking loss of a batch: yields a scalar for each micro-batch; their sum is the loss. `agreement` counts right pairs."""
+    count = sum(len(set(ranks)) > 1 for _, ranks in batch)  # prompts that have a pair
+    for part in gpt.shares(batch, micro_batch):
+        scores, ranks = score(model, part, device)
+        share, pairs = accuracy(scores.detach(), quality(ranks))
+        agreement.update(right=share * pairs, pairs=pairs)
+        yield ranking_loss(scores, ranks, count)
+
+
 # ---- evaluation and training ----------------------------------------------------------------------
 
 
@@ -256,18 +267,17 @@ def train(cfg):
         examples = random.Random(cfg.seed).choices(examples, k=len(examples))
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: max(map(len, e[0])))
     for step in run.range(cfg.steps or math.ceil(len(examples) / cfg.batch)):
-        batch = next(supply)
-        scores, ranks = score(model, batch, run.device)
-        loss = ranking_loss(scores, ranks)
-        norm = gpt.update(model, opt, [loss], gpt.learning_rate(step, run.steps, cfg.lr, warmup=min(20, run.steps // 10)))
-        agreement, _ = accuracy(scores.detach(), quality(ranks))
+        batch, agreement = next(supply), Counter()
+        lr = gpt.learning_rate(step, run.steps, cfg.lr, warmup=min(20, run.steps // 10))
+        loss, norm = gpt.update(model, opt, losses(model, batch, run.micro_batch, run.device, agreement), lr)
         if run.due(step, cfg.save_every):
             # PPO wants scores of a known scale: the SFT model's answers shall average 0 with deviation 1.
             mean, std = spread(*score_all(model, examples[:500], run.device))
             ready = normalized(model, mean, std)
             run.save(gpt.checkpoint(ready, tokenizer, scale=std, **run.about(step, about)))
+        agreement = runs.add_up_all(agreement)
         tokens = sum(len(row) for rows, _ in batch for row in rows)
-        run.log(step, tokens, loss=loss.item(), accuracy=agreement, also={"grad_norm": norm})
+        run.log(step, tokens, loss=loss, accuracy=agreement["right"] / max(1, agreement["pairs"]), also={"grad_norm": norm})
 
     results = evaluate(ready, test, test_examples, run.device)
     after, _ = score_all(ready, test_examples[:5], run.device)

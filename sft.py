@@ -41,20 +41,25 @@ def encode(tokenizer, record, block_size):
     return (ids, len(prompt)) if len(ids) <= block_size else None
 
 
-def sft_loss(model, batch, device):
-    """Mean negative log-probability of the response tokens of a batch [(ids, prompt length)] -> scalar, count."""
+def response_tokens(batch):
+    """How many tokens of a batch [(ids, prompt length)] are learned."""
+    return sum(len(ids) - n for ids, n in batch)
+
+
+def sft_loss(model, batch, device, count=None):
+    """Mean negative log-probability of the response tokens of a batch -> scalar. count: see gpt.masked_mean."""
     idx, lengths = gpt.pad([ids for ids, _ in batch], model.config.pad, device)
     prompt_lengths = torch.tensor([n for _, n in batch], device=device)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])  # (B, T-1)
-    return -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask), int(mask.sum())
+    return -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask, count)
 
 
 @torch.no_grad()
 def evaluate(model, examples, device, size=256):
     """Loss per response token over all examples."""
     examples = sorted(examples, key=lambda e: len(e[0]))
-    parts = [sft_loss(model, examples[i:i + size], device) for i in range(0, len(examples), size)]
-    return sum(float(loss) * n for loss, n in parts) / sum(n for _, n in parts)
+    parts, count = [examples[i:i + size] for i in range(0, len(examples), size)], response_tokens(examples)
+    return sum(sft_loss(model, part, device, count).item() for part in parts)
 
 
 def train(cfg):
@@ -80,13 +85,15 @@ def train(cfg):
     before = gpt.answers(model, tokenizer, shown)
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))
     for step in run.range(cfg.steps):
-        loss, tokens = sft_loss(model, next(supply), run.device)
-        norm = gpt.update(model, opt, [loss], gpt.learning_rate(step, cfg.steps, cfg.lr, warmup=min(20, cfg.steps // 10)))
+        batch = next(supply)
+        tokens = response_tokens(batch)
+        losses = (sft_loss(model, part, run.device, tokens) for part in gpt.shares(batch, run.micro_batch))
+        loss, norm = gpt.update(model, opt, losses, gpt.learning_rate(step, cfg.steps, cfg.lr, warmup=min(20, cfg.steps // 10)))
         measured = {}
         if run.due(step, cfg.save_every):
             measured = {"valid_loss": evaluate(model, valid, run.device)}
             run.save(gpt.checkpoint(model, tokenizer, **run.about(step, about)))
-        run.log(step, tokens=tokens, loss=loss.item(), grad_norm=norm, **measured)
+        run.log(step, tokens=tokens, loss=loss, grad_norm=norm, **measured)
     after = gpt.answers(model, tokenizer, shown)
     for p, old, new in zip(shown, before, after):
         print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 
 class UserError(Exception):
@@ -45,6 +46,10 @@ class Common:
     device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
     threads: int = knob(0, "CPU threads; 0: all cores", least=0)
     log_every: int = knob(20, "steps between two lines of the log", least=1)
+    micro_batch: int = knob(0, "rows (of reward.py prompts) in memory at once, for the same gradient; 0: the whole batch", least=0)
+    memory: float = knob(0.0, "GB to stay below, by the estimate of data/memory.py, which then chooses --micro_batch", least=0)
+    bf16: bool = knob(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
+    compile: bool = knob(False, "torch.compile the transformer's blocks: slow to start, then faster on GPUs")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,10 +107,52 @@ def check(cfg, demands=()):
             raise UserError(sentence)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    for device in ("cpu", "cuda"):
+        torch.set_autocast_enabled(device, cfg.bf16)
+        torch.set_autocast_dtype(device, torch.bfloat16)
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        device = choose_device(cfg.device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+    if rank():
+        sys.stdout = open(os.devnull, "w")
+
+
+# ---- several processes ----------------------------------------------------------------------------
+# `torchrun --nproc_per_node 2 ppo.py`: every process holds the whole batch and draws the same random numbers, works on its
+# share of the rows, and adds its gradient to the others'. As losses are sums over the whole batch's count, the result is
+# that of one process. The first process alone writes files.
+
+
+def world():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def add_up(tensor):
+    """The sum of a tensor over all processes, in place."""
+    if world() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def add_up_all(numbers):
+    """The sums of a dict's numbers over all processes; one that had no rows has no numbers."""
+    if world() == 1:
+        return numbers
+    every = [None] * world()
+    dist.all_gather_object(every, dict(numbers))
+    return {name: sum(found.get(name, 0.0) for found in every) for name in max(every, key=len)}
 
 
 def write(path, content, keep=None):
     """Write bytes or str to a file that is either old or new, whole in both cases. The old one is kept as `keep`."""
+    if rank():
+        return
     path = Path(path)
     half = path.with_name(path.name + ".tmp")
     try:
@@ -154,8 +201,10 @@ def newest_policy(out):
 
 
 def choose_device(name):
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
+    elif name == "auto":
+        return "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -184,6 +233,7 @@ class Run:
             raise UserError(f"can not make the folder {self.folder} ({error.strerror}): choose another --out") from None
         self.started, self.history, self.saved = time.time(), [], False
         self.noted, self.tokens = {}, 0
+        self.micro_batch = cfg.micro_batch
 
     def path(self, name):
         return self.folder / name
@@ -194,7 +244,7 @@ class Run:
 
     def range(self, steps):
         """The steps of the training loop, 0 ... steps-1; the clock and the log start with the first."""
-        if self.path("log.jsonl").exists():
+        if self.path("log.jsonl").exists() and not rank():
             os.replace(self.path("log.jsonl"), self.path("log.prev.jsonl"))
         self.steps = steps
         self.loop_started = self.clock = time.time()
@@ -224,8 +274,9 @@ class Run:
             means["tok/s"] = self.tokens / (now - self.clock)
         record = dict(step=step + 1, seconds=round(self.seconds, 2), **means)
         self.history.append(record)
-        with open(self.path("log.jsonl"), "a") as file:
-            file.write(json.dumps(record) + "\n")
+        if not rank():
+            with open(self.path("log.jsonl"), "a") as file:
+                file.write(json.dumps(record) + "\n")
         shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}"
                           for name, value in means.items() if name not in also or name in numbers)
         print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {time_left(self.loop_started, step + 1, self.steps)}", flush=True)

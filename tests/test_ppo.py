@@ -420,7 +420,7 @@ def toy(tmp_path_factory):
     reference = gpt.GPT(config)
     opt = gpt.optimizer(reference, 1e-2)
     for step in range(200):
-        gpt.update(reference, opt, [sft.sft_loss(reference, examples, "cpu")[0]], gpt.learning_rate(step, 200, 1e-2))
+        gpt.update(reference, opt, [sft.sft_loss(reference, examples, "cpu")], gpt.learning_rate(step, 200, 1e-2))
     asked = tokenizer.render(prompt)
     letters = [tokenizer.encode(c)[0] for c in LETTERS]
     begun = [[]] + [[a] for a in letters] + [[a, b] for a in letters for b in letters]

@@ -10,12 +10,12 @@ from data.tokenizer import Tokenizer, train
 def test_law_20_loss_is_of_the_response_and_its_end_token_only(model):
     """Against a mean over response positions, written as a loop."""
     batch = [([1, 2, 3, 4, 38], 3), ([5, 6, 38], 2), ([7, 8, 9, 10, 11, 12, 38], 4)]
-    loss, tokens = sft.sft_loss(model, batch, "cpu")
+    loss = sft.sft_loss(model, batch, "cpu")
     losses = []
     for ids, n in batch:
         logits = gpt.action_logits(model, model.hidden(torch.tensor([ids]))[0], 1.0).log_softmax(-1)
         losses += [-logits[t - 1, ids[t]] for t in range(n, len(ids))]
-    assert tokens == len(losses) == 6
+    assert sft.response_tokens(batch) == len(losses) == 6
     torch.testing.assert_close(loss, torch.stack(losses).mean())
 
 
