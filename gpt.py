@@ -136,7 +136,7 @@ class GPT(nn.Module):
             at = (cache.pos[:, None] + at).clamp(max=self.config.block_size - 1)
         x = self.wte(idx) + self.wpe(at)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
+            x = block(x) if cache is None else block.forward(x, cache, layer)  # --compile leaves `forward` as it is
         return self.ln_f(x)
 
     def logits(self, hidden):
@@ -162,7 +162,8 @@ class ScalarGPT(nn.Module):
 
     def forward(self, idx):
         """idx (B, T) -> (B, T)."""
-        return self.head(self.trunk.hidden(idx)).squeeze(-1)
+        # The head as a sum of products: a matrix product would be rounded with --bf16, and scores must be compared.
+        return (self.trunk.hidden(idx) * self.head.weight).sum(-1) + self.head.bias
 
     def score(self, idx, lengths):
         """One number a row, read at its last token. idx (B, T), lengths (B,) -> (B,)."""
@@ -502,6 +503,7 @@ def train(cfg):
     print(f"gpt: {len(documents):,} documents, {len(ids):,} tokens; vocabulary {tokenizer.vocab_size}", flush=True)
 
     model = GPT(GPTConfig(tokenizer.vocab_size, cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)).to(run.device)
+    run.prepare("gpt", [model])
     print(f"gpt: {sum(p.numel() for p in model.parameters()):,} parameters on {run.device}", flush=True)
     opt = optimizer(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, held_out[:5])

@@ -25,6 +25,7 @@ the estimator k3 of KL, early stopping (--target_kl), a value model that starts 
 measured by `python -m notebooks.experiments options`. Left out: entropy bonus, a value head on the policy's trunk.
 """
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -314,6 +315,8 @@ def train(cfg):
     value.trunk.load_state_dict((rewards[0].trunk if cfg.value_init == "reward" else reference).state_dict())
     for frozen in (reference, reward):
         frozen.requires_grad_(False)
+    run.prepare("ppo", [policy, reference, reward, value])
+    cfg = dataclasses.replace(cfg, micro_batch=run.micro_batch)
     opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
     if cfg.data:
         prompts, test = formats.split(formats.read_prompts(cfg.data))

@@ -262,6 +262,7 @@ def train(cfg):
     model = gpt.ScalarGPT(sft_model.config).to(run.device)
     model.trunk.load_state_dict(sft_model.state_dict())
     before, _ = score_all(model, test_examples[:5], run.device)
+    run.prepare("reward", [model], rows=max(len(ranks) for _, ranks in examples))
     opt = gpt.optimizer(model, cfg.lr)
     if cfg.bootstrap:
         examples = random.Random(cfg.seed).choices(examples, k=len(examples))

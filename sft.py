@@ -81,6 +81,7 @@ def train(cfg):
     if not examples or not valid:
         raise UserError(f"{cfg.data or 'the almanac'}: no demonstration fits in the context of {block_size} tokens")
 
+    run.prepare("sft", [model])
     opt = gpt.optimizer(model, cfg.lr, cfg.weight_decay)
     before = gpt.answers(model, tokenizer, shown)
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))

@@ -235,6 +235,24 @@ class Run:
         self.noted, self.tokens = {}, 0
         self.micro_batch = cfg.micro_batch
 
+    def prepare(self, stage, models, rows=1):
+        """Compile models if --compile says so, and let --memory choose the micro-batch for the first one's shape.
+
+        rows: how many rows one element of a batch has, with --memory.
+        """
+        if self.config["compile"]:
+            for block in (block for model in models for block in model.modules() if type(block).__name__ == "Block"):
+                block.compile(dynamic=True)
+        if self.config["memory"]:
+            from data import memory  # it needs gpt, which needs this file
+            config, bf16 = models[0].config, self.config["bf16"]
+            fitting = memory.rows_that_fit(config, stage, self.config["memory"], bf16) // rows
+            if not fitting:
+                least = (memory.models(config, stage, bf16) + rows * memory.row(config, stage, config.block_size, bf16)) / 1e9
+                raise UserError(f"--memory {self.config['memory']:g} is too little: this stage takes at least {least:.2g} GB")
+            self.micro_batch = min(fitting, self.config["batch"])
+            print(f"{self.stage}: at most {self.micro_batch} rows in memory at once", flush=True)
+
     def path(self, name):
         return self.folder / name
 

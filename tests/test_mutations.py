@@ -41,11 +41,10 @@ MUTATIONS = {
     "a mean of the rows' means": ("gpt.py", "return (x * mask).sum() / (mask.sum() if count is None else count)", "return ((x * mask).sum(-1) / mask.sum(-1)).mean()"),
     "a mean over padding too": ("gpt.py", "return (x * mask).sum() / (mask.sum() if count is None else count)", "return (x * mask).mean()"),
     "a mean of the micro-batches' means": ("ppo.py", "count = batch.mask[rows].sum()", "count = None"),
-    "micro-batches forget the last one": ("ppo.py", "for at in torch.arange(len(rows), device=rows.device).split(", "for at in torch.arange(len(rows) - 1, device=rows.device).split("),
+    "micro-batches forget the last one": ("ppo.py", "gpt.shares(torch.arange(len(rows), device", "gpt.shares(torch.arange(len(rows) - 1, device"),
     # optimiser
     "biases and LayerNorms decay": ("gpt.py", '{"params": others, "weight_decay": 0.0}', '{"params": others, "weight_decay": weight_decay}'),
-    "gradients are clipped before there are any": ("gpt.py", "    for loss in losses:\n        loss.backward()\n    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)\n",
-        "    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)\n    for loss in losses:\n        loss.backward()\n"),
+    "gradients are not clipped": ("gpt.py", "norm = nn.utils.clip_grad_norm_(model.parameters(), clip)", "norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)"),
     "gradients add up over the steps": ("gpt.py", "    opt.zero_grad(set_to_none=True)\n", ""),
     "the learning rate of pretraining never falls": ("gpt.py", "progress = (step - warmup) / max(1, steps - warmup)", "progress = 0"),
     # SFT
@@ -54,7 +53,7 @@ MUTATIONS = {
     # reward model
     "ranks are reversed": ("reward.py", "wins = (ranks[:, :, None] < ranks[:, None, :]) & (ranks[:, :, None] > 0)", "wins = (ranks[:, :, None] > ranks[:, None, :]) & (ranks[:, None, :] > 0)"),
     "ties are losses": ("reward.py", "wins = (ranks[:, :, None] < ranks[:, None, :])", "wins = (ranks[:, :, None] <= ranks[:, None, :])"),
-    "a prompt counts by its pairs": ("reward.py", "return (loss.sum((1, 2)) / pairs.clamp(min=1)).sum() / (pairs > 0).sum().clamp(min=1)", "return loss.sum() / pairs.sum().clamp(min=1)"),
+    "a prompt counts by its pairs": ("reward.py", "(loss.sum((1, 2)) / pairs.clamp(min=1)).sum() / ((pairs > 0).sum().clamp(min=1) if", "loss.sum() / (pairs.sum().clamp(min=1) if"),
     "missing answers lose": ("reward.py", " & (ranks[:, :, None] > 0)  #", "  #"),
     "the score is read one token early": ("gpt.py", "self(idx).gather(1, lengths[:, None] - 1)", "self(idx).gather(1, lengths[:, None] - 2)"),
     "the score is read at the last column": ("gpt.py", "return self(idx).gather(1, lengths[:, None] - 1).squeeze(1)", "return self(idx)[:, -1]"),
@@ -82,7 +81,7 @@ MUTATIONS = {
     "clipping takes the better of the two": ("ppo.py", "torch.max(-advantages * ratio, -advantages * ratio.clamp", "torch.min(-advantages * ratio, -advantages * ratio.clamp"),
     "the ratio is always clipped": ("ppo.py", "torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))", "-advantages * ratio.clamp(1 - clip, 1 + clip)"),
     "the value loss takes the smaller error": ("ppo.py", "0.5 * gpt.masked_mean(torch.max((values", "0.5 * gpt.masked_mean(torch.min((values"),
-    "old log-probabilities are of another forward pass": ("ppo.py", "logp_old, logp_ref = [torch.cat(", "logp_old, logp_ref = [1e-3 + torch.cat("),
+    "old log-probabilities are of another forward pass": ("ppo.py", "logp_old, logp_ref = [of_all(", "logp_old, logp_ref = [1e-3 + of_all("),
     "the pretraining loss is at the policy's temperature": ("ppo.py", "gpt.token_logprobs(policy, text[at])", "gpt.token_logprobs(policy, text[at], cfg.temperature)"),
     "the pretraining loss has no weight": ("ppo.py", "yield cfg.ptx * ptx_loss", "yield ptx_loss"),
     # the loop

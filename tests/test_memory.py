@@ -1,0 +1,38 @@
+"""The estimate of memory against what torch really keeps."""
+
+import pytest
+import torch
+
+import gpt
+from data import memory
+
+
+@pytest.mark.parametrize("predicts", [True, False])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("L, H, C, V, T, B", [(2, 4, 64, 300, 64, 4), (4, 4, 128, 1536, 128, 8), (3, 12, 192, 5000, 256, 2)])
+def test_what_a_graph_keeps_is_as_computed(L, H, C, V, T, B, bf16, predicts):
+    config = gpt.GPTConfig(V, T, L, H, C)
+    model = gpt.GPT(config) if predicts else gpt.ScalarGPT(config)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        kept = memory.measured(model, torch.randint(V - 4, (B, T)), predicts)
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name and (predicts or "wte" not in name)]
+    copies = 2 * bf16 * sum(p.numel() for p in matrices)
+    # Without what backward adds: of 12 V a token, 4 V are kept.
+    assert kept - copies == pytest.approx(memory.activations(config, B * T, predicts, bf16) - predicts * B * T * 8 * V, rel=.05)
+
+
+@pytest.mark.parametrize("name, millions", [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6)])
+def test_parameters_are_as_published(name, millions):
+    L, H, C = memory.SIZES[name]
+    assert memory.parameters(gpt.GPTConfig(50257, 1024, L, H, C)) / 1e6 == pytest.approx(millions, abs=.05)
+    config = gpt.GPTConfig(30, 20, 2, 2, 8)
+    assert memory.parameters(config) == sum(p.numel() for p in gpt.GPT(config).parameters())
+
+
+@pytest.mark.parametrize("stage", memory.STAGES)
+def test_rows_that_fit_do_and_one_more_does_not(stage):
+    config = gpt.GPTConfig(50261, 1024, *memory.SIZES["gpt2"])
+    n = memory.rows_that_fit(config, stage, 24.0)
+    assert n > 1 and memory.models(config, stage) + n * memory.row(config, stage, 1024) <= 24e9
+    assert memory.models(config, stage) + (n + 1) * memory.row(config, stage, 1024) > 24e9
+    assert memory.rows_that_fit(config, stage, 1.0) == 0

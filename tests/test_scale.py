@@ -1,0 +1,99 @@
+"""Precision, compilation, micro-batches and processes change the speed, not what is computed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpt
+import ppo
+import reward
+import sft
+from data.runs import UserError
+
+ROOT = Path(__file__).parent.parent
+STAGES = {
+    "gpt": [gpt, dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=6, steps=4)],
+    "sft": [sft, dict(steps=4, batch=6, demonstrations=40)],
+    "reward": [reward, dict(prompts=14, test_prompts=6, k=3, batch=5, max_new_tokens=8)],
+    "ppo": [ppo, dict(steps=3, batch=9, minibatches=2, epochs=2, prompts=40, test_prompts=12, max_new_tokens=8, ptx=1.0, lr=1e-3)],
+}
+
+
+def recipe(out, **changes):
+    for module, flags in STAGES.values():
+        module.train(module.Config(out=str(out), log_every=1, threads=1, **flags, **changes))
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return recipe(tmp_path_factory.mktemp("whole"))
+
+
+def assert_same(one, other, tolerance=1e-5):
+    """Every number of every log, and every parameter."""
+    for stage in STAGES:
+        a, b = [[json.loads(line) for line in open(out / stage / "log.jsonl")] for out in (one, other)]
+        assert len(a) == len(b) >= 3
+        for x, y in zip(a, b):
+            timeless = [{name: v for name, v in record.items() if "seconds" not in name and name != "tok/s"} for record in (x, y)]
+            assert timeless[0] == pytest.approx(timeless[1], abs=10 * tolerance, rel=10 * tolerance), stage
+            assert x.get("loss", 0) == pytest.approx(y.get("loss", 0), abs=tolerance)
+        a, b = [torch.load(out / stage / "ckpt.pt", weights_only=True)["state"] for out in (one, other)]
+        for name in a:
+            if name.endswith("c_attn.bias"):  # adding the same to all keys changes nothing: their bias has no gradient but rounding
+                a[name].view(3, -1)[1], b[name].view(3, -1)[1] = 0, 0
+            torch.testing.assert_close(a[name], b[name], atol=tolerance, rtol=10 * tolerance, msg=lambda text: f"{stage} {name}: {text}")
+
+
+def test_micro_batches_leave_every_stage_unchanged(whole, tmp_path):
+    assert_same(whole, recipe(tmp_path, micro_batch=2))
+
+
+def test_two_processes_give_the_losses_and_parameters_of_one(whole, tmp_path):
+    for stage, (_, flags) in STAGES.items():
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", f"{stage}.py", f"--out={tmp_path}", "--device=cpu",
+                   "--log_every=1", "--threads=1", *(f"--{name}={value}" for name, value in flags.items())]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("ckpt.pt, log.jsonl, curves.png") == 1  # the first process alone speaks
+    assert_same(whole, tmp_path)
+
+
+def test_bf16_is_close_and_keeps_the_first_ratio(whole, tmp_path):
+    recipe(tmp_path, bf16=True)
+    torch.set_autocast_enabled("cpu", False)
+    for stage in STAGES:
+        a, b = [[json.loads(line) for line in open(out / stage / "log.jsonl")] for out in (whole, tmp_path)]
+        if stage != "ppo":  # whose samples soon differ
+            assert [x["loss"] for x in a] == pytest.approx([x["loss"] for x in b], rel=.05) and a != b
+        else:
+            assert all(x["first_ratio"] == 1 and x["first_approx_kl"] == 0 for x in b)
+        state = torch.load(tmp_path / stage / "ckpt.pt", weights_only=True)["state"]
+        assert all(x.dtype == torch.float32 and x.isfinite().all() for x in state.values())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same(whole, tmp_path):
+    assert_same(whole, recipe(tmp_path, compile=True), 1e-4)
+
+
+def test_memory_chooses_the_micro_batch(whole, tmp_path, capsys):
+    recipe(tmp_path, memory=.004)
+    out = capsys.readouterr().out
+    assert out.count("rows in memory at once") == 4
+    assert_same(whole, tmp_path)
+    with pytest.raises(UserError, match="--memory 0.0001 is too little: this stage takes at least"):
+        gpt.train(gpt.Config(out=str(tmp_path), memory=.0001, **STAGES["gpt"][1]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_recipe_on_cuda(bf16, tmp_path):
+    recipe(tmp_path, device="cuda", bf16=bf16)
+    log = [json.loads(line) for line in open(tmp_path / "ppo" / "log.jsonl")]
+    assert all(x["first_ratio"] == pytest.approx(1, abs=1e-3) for x in log)
