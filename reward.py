@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 
 import gpt
-from data import almanac, feedback, formats, labeler, runs
+from data import almanac, feedback, formats, labeler, metrics, runs
 from data.runs import UserError, knob
 
 
@@ -209,7 +209,9 @@ def evaluate(model, records, examples, device):
     """Accuracy on held-out rankings, and on the labeler's gold if the prompts are the almanac's -> dict."""
     scores, ranks = score_all(model, examples, device)
     agreed, _ = accuracy(scores, quality(ranks))
-    results = dict(accuracy_rankings=agreed)
+    shares, pairs = zip(*[accuracy(s[None], q[None]) for s, q in zip(scores, quality(ranks))])  # by prompt
+    by_prompt = metrics.interval(np.repeat(shares, pairs), np.repeat(np.arange(len(pairs)), pairs))
+    results = dict(accuracy_rankings=agreed, rankings=by_prompt)
     if all("kind" in r for r in records):
         gold = torch.full(scores.shape, torch.nan)
         for i, r in enumerate(records):
@@ -286,7 +288,9 @@ def train(cfg):
         print(f"\n{r['prompt'][-1]['content']}")
         for response, rank, old, new in sorted(zip(r["responses"], r["ranks"], a, b), key=lambda row: row[1]):
             print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
-    print(f"\nreward: orders {results['accuracy_rankings']:.1%} of the held-out ranked pairs right")
+    by_prompt = results["rankings"]
+    print(f"\nreward: orders {results['accuracy_rankings']:.1%} of {by_prompt['n']} held-out ranked pairs right" +
+          (f" (95% interval over prompts: {by_prompt['low']:.1%} to {by_prompt['high']:.1%})" if by_prompt["n"] else ""))
     if "accuracy" in results:
         print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} whose gold differs")
     run.draw([["loss"], ["accuracy"], ["grad_norm"]])

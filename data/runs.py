@@ -100,7 +100,7 @@ def _say(error):
 def check(cfg, demands=()):
     """Refuse flags below their bounds, or against the demands of a stage; then set the number of threads."""
     for f in dataclasses.fields(cfg):
-        if f.metadata["least"] is not None and getattr(cfg, f.name) < f.metadata["least"]:
+        if None not in (f.metadata["least"], getattr(cfg, f.name)) and getattr(cfg, f.name) < f.metadata["least"]:
             raise UserError(f"--{f.name} must be at least {f.metadata['least']}")
     for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"), *demands]:
         if not good:

@@ -157,16 +157,17 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
     return comparisons
 
 
+SHORTER = dict(steps=12, test_prompts=250)
 SIZES = [375, 750, 1500, 3000, 6000, 12000]
 FEEDBACK = [
-    *[Trial(f"{n} prompts", SHORT, asked(n)) for n in SIZES],
+    *[Trial(f"{n} prompts", SHORTER, asked(n)) for n in SIZES],
     # Two labelers of these decisivenesses agree on 73%, 85% and 100% of the pairs whose gold differs.
-    Trial("1500 prompts, labelers agree on 85%", SHORT, asked(1500, decisiveness=3.7)),
-    Trial("1500 prompts, labelers agree on 100%", SHORT, asked(1500, decisiveness=1e6)),
-    Trial("6000 answers, K = 2", SHORT, asked(3000, k=2)),
-    Trial("6000 answers, K = 9", SHORT, asked(667, k=9)),
-    Trial("1500 prompts, 10% of them ranked upside down", SHORT, asked(1500, adversarial=.1)),
-    Trial("1500 prompts, 25% of them ranked upside down", SHORT, asked(1500, adversarial=.25)),
+    Trial("1500 prompts, labelers agree on 85%", SHORTER, asked(1500, decisiveness=3.7)),
+    Trial("1500 prompts, labelers agree on 100%", SHORTER, asked(1500, decisiveness=1e6)),
+    Trial("6000 answers, K = 2", SHORTER, asked(3000, k=2)),
+    Trial("6000 answers, K = 9", SHORTER, asked(667, k=9)),
+    Trial("1500 prompts, 10% of them ranked upside down", SHORTER, asked(1500, adversarial=.1)),
+    Trial("1500 prompts, 25% of them ranked upside down", SHORTER, asked(1500, adversarial=.25)),
 ]
 
 
@@ -273,9 +274,9 @@ def best_of_n(roots):
 
 # ---- over-optimisation ----------------------------------------------------------------------------
 
-LONGER = dict(steps=30, test_prompts=200)
+LONGER = dict(steps=25, test_prompts=100)
 JUDGES = {"12000 prompts": None, f"{FEW // 2} prompts": asked(FEW // 2)}  # what the reward model has learned from
-PUSHES = {"beta 0": dict(beta=0.0), "beta 0.05": dict(beta=.05), "beta 0.2": dict(beta=.2), "beta 0.8": dict(beta=.8)}
+PUSHES = {"beta 0": dict(beta=0.0), "beta 0.2": dict(beta=.2), "beta 0.8": dict(beta=.8)}
 
 
 def laws(d, gain):
@@ -303,7 +304,7 @@ def overoptimisation(roots):
             for root in roots:
                 members(root, "few", comparisons(root))
             paths = ",".join(f"{{root}}/ensembles/few/{i}/reward/ckpt.pt" for i in (1, 2, 3))
-            pushes["PPO, beta 0.05, mean less one deviation of three"] = dict(LONGER, beta=.05, reward=paths, caution=1.0)
+            pushes["PPO, beta 0, mean less one deviation of three"] = dict(LONGER, beta=0.0, reward=paths, caution=1.0)
         for name, change in pushes.items():
             logs = [run(Trial(f"{judge} {name}", change, comparisons), root, "overoptimisation", [])["log"] for root in roots]
             curves[judge, name] = [[(math.sqrt(max(r["kl"], 0.0)), r["score"], r["gold"]) for r in log] for log in logs]

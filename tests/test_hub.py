@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import gpt
+import ppo
 import reward
 import sft
 from data import almanac, hub
@@ -145,3 +146,20 @@ def test_every_stage_starts_from_a_folder(tmp_path):
     reward.train(reward.Config(out=out, init=str(tmp_path / "policy"), prompts=40, test_prompts=20, k=2, batch=4, max_new_tokens=4))
     gpt.train(gpt.Config(out=out, export=str(tmp_path / "judge"), ckpt=f"{out}/reward/ckpt.pt"))
     assert json.loads((tmp_path / "judge" / "config.json").read_text())["architectures"] == ["GPT2ForSequenceClassification"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GPT2.exists(), reason="the real files are not here")
+def test_gpt2_small_on_real_data_takes_three_steps_of_every_stage(tmp_path):
+    """The size and the tokenizer of GPT-2 small, random weights, real instructions and preferences."""
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(tmp_path / "gpt2")
+    shutil.copy(GPT2 / "encoder.json", tmp_path / "gpt2")
+    out, data = str(tmp_path / "out"), str(GPT2.parent / "instruction-data-with-preference.json")
+    common = dict(out=out, data=data, steps=3, log_every=1)
+    sft.train(sft.Config(init=str(tmp_path / "gpt2"), batch=4, micro_batch=2, **common))
+    reward.train(reward.Config(batch=2, lr=1e-5, **common))
+    _, history = ppo.train(ppo.Config(batch=4, minibatches=2, lr=1e-5, max_new_tokens=16, test_prompts=4, **common))
+    assert [r["first_ratio"] for r in history] == [1, 1, 1] and history[0]["kl"] == 0
+    for stage in ("sft", "reward", "ppo"):
+        print(stage, (tmp_path / "out" / stage / "log.jsonl").read_text())

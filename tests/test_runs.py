@@ -203,7 +203,7 @@ def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypat
     monkeypatch.setattr(experiments, "JUDGES", {"all": None, "few": experiments.asked(8)})
     monkeypatch.setattr(experiments, "best", functools.partial(experiments.best, n_prompts=12))
     table = experiments.table(experiments.overoptimisation([root]))
-    assert table.count("\n") == 6 and "| few: PPO, beta 0.05, mean less one deviation of three | " in table and "nan" not in table
+    assert table.count("\n") == 6 and "| few: PPO, beta 0, mean less one deviation of three | " in table and "nan" not in table
     assert (root / "experiments" / "overoptimisation.png").read_bytes().startswith(b"\x89PNG")
 
 
