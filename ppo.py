@@ -169,25 +169,31 @@ class Rollout:
     returns: torch.Tensor = None     # (B, T-1)
 
 
+def answer(policy, prompts, prompt_lengths, cfg):
+    """Sample an answer to each prompt: (B, T), (B,) -> idx (B, T'), lengths (B,). Several processes answer a part each."""
+    B, T = prompts.shape
+    noise = torch.rand(B, cfg.max_new_tokens, device=prompts.device)
+    mine = torch.arange(B, device=prompts.device).tensor_split(runs.world())[runs.rank()]
+    idx, lengths = prompts.new_zeros(B, T + cfg.max_new_tokens), torch.zeros_like(prompt_lengths)
+    idx[mine] = policy.config.pad
+    for rows in mine.split(8 * cfg.micro_batch or B):  # a row's keys and values take an eighth of what its gradient needs
+        answers, lengths[rows] = gpt.generate(policy, prompts[rows], prompt_lengths[rows], cfg.max_new_tokens, cfg.temperature, noise=noise[rows])
+        idx[rows, :answers.shape[1]] = answers
+    idx, lengths = runs.add_up(idx), runs.add_up(lengths)
+    return idx[:, :int(lengths.max())], lengths
+
+
 @torch.no_grad()
-def rollout(policy, reference, reward, value, idx, prompt_lengths, cfg):
-    """Sample an answer to each prompt and evaluate it. idx (B, T), prompt_lengths (B,) -> Rollout.
+def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
+    """Sample an answer to each prompt and evaluate it. prompts (B, T), prompt_lengths (B,) -> Rollout.
 
     Log-probabilities are recomputed in the parts that the first pass of `update` works on: the same shapes give the same
     bits, so that the first ratio of every iteration is exactly 1, and the KL of a policy that is its own reference exactly 0.
-    Several processes each answer a part of the prompts and see all answers.
     """
-    B, T = idx.shape
-    noise = torch.rand(B, cfg.max_new_tokens, device=idx.device)
-    mine = torch.arange(B, device=idx.device).tensor_split(runs.world())[runs.rank()]
-    answers, ends = gpt.generate(policy, idx[mine], prompt_lengths[mine], cfg.max_new_tokens, cfg.temperature, noise=noise[mine])
-    idx, lengths = idx.new_zeros(B, T + cfg.max_new_tokens), torch.zeros_like(prompt_lengths)
-    idx[mine], lengths[mine] = F.pad(answers, (0, idx.shape[1] - answers.shape[1]), value=policy.config.pad), ends
-    idx, lengths = runs.add_up(idx), runs.add_up(lengths)
-    idx = idx[:, :int(lengths.max())]
+    idx, lengths = answer(policy, prompts, prompt_lengths, cfg)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
     ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == policy.config.end
-    parts = [rows for minibatch in torch.arange(B, device=idx.device).tensor_split(cfg.minibatches)
+    parts = [rows for minibatch in torch.arange(len(idx), device=idx.device).tensor_split(cfg.minibatches)
              for rows in gpt.shares(minibatch, cfg.micro_batch)]
 
     def of_all(compute, like):
