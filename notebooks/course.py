@@ -1,0 +1,166 @@
+"""What the notebooks share: their sizes, the stages that they build on, and pictures of tokens.
+
+    QUICK=1     every stage and every experiment in seconds, to see that the notebooks run
+    OUT=DIR     where the stages lie (default: out, where the README's commands put them)
+
+    python notebooks/course.py 1_gpt 2_sft    run notebooks from top to bottom and keep what comes out in them
+"""
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.core.error import StdinNotImplementedError
+from IPython.display import display
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the stages lie a folder higher
+
+import gpt  # noqa: E402
+import ppo  # noqa: E402
+import reward  # noqa: E402
+import sft  # noqa: E402
+
+QUICK = bool(os.environ.get("QUICK"))
+OUT = os.environ.get("OUT", "out")
+os.chdir(ROOT)
+STAGES = {"gpt": gpt, "sft": sft, "reward": reward, "ppo": ppo}
+SMALL = {
+    "gpt": dict(steps=40, documents=400, n_layer=2, n_embd=32, vocab_size=600),
+    "sft": dict(steps=20, demonstrations=400),
+    "reward": dict(prompts=60, test_prompts=20),
+    "ppo": dict(steps=2, batch=16, test_prompts=20),
+}
+plt.rcParams.update({"figure.figsize": (8, 3), "figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": .3, "savefig.dpi": 80,
+                     "axes.prop_cycle": plt.cycler(linestyle=["-", "--", ":", "-."]) * plt.cycler(color=["black", ".5"])})
+
+
+def config(stage, **changes):
+    """A stage's Config for this course."""
+    return STAGES[stage].Config(**{**dict(out=OUT), **(SMALL[stage] if QUICK else {}), **changes})
+
+
+def ready(*stages):
+    """Run those of the stages that have not been run -> {stage: model} of all of them, and the tokenizer."""
+    models = {}
+    for stage in stages:
+        path = Path(OUT) / stage / "ckpt.pt"
+        if not path.exists():
+            print(f"{stage}.py has not been run here: running it now")
+            STAGES[stage].train(config(stage))
+        models[stage], tokenizer, _ = gpt.load(path, gpt.ScalarGPT if stage == "reward" else gpt.GPT)
+    return models, tokenizer
+
+
+def scaled(few, many):
+    """A size for QUICK runs, and the real one."""
+    return few if QUICK else many
+
+
+@contextlib.contextmanager
+def quietly(name):
+    """Show a stage's progress in one line that changes, instead of all it prints."""
+    line = display({"text/plain": name}, raw=True, display_id=True)
+
+    class OneLine(io.TextIOBase):
+        def write(self, text):
+            if " left" in text:
+                line.update({"text/plain": f"{name}: {text.strip()}"}, raw=True)
+            return len(text)
+
+    with contextlib.redirect_stdout(OneLine()):
+        yield
+
+
+def pieces(tokenizer, ids):
+    """What each token stands for, special tokens by their names."""
+    names = {tokenizer.user: "<user>", tokenizer.assistant: "<assistant>", tokenizer.end: "<end>", tokenizer.pad: "<pad>"}
+    return [names.get(i) or tokenizer.decode([i]) for i in ids]
+
+
+def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
+    """Tokens as boxes in reading order, the darker the higher their value, which stands below; without values, boxes alternate."""
+    shades = np.arange(len(texts)) % 2 * .25 if values is None else np.array(values, float)
+    low, high = (0, 1) if values is None else (np.nanmin(shades), max(np.nanmax(shades), np.nanmin(shades) + 1e-6))
+    at, row, places = 0, 0, []
+    for text in texts:
+        size = max(len(text), 1 if values is None else 4) + 1
+        if at + size > width:
+            at, row = 0, row + 1
+        places.append((at, row, size))
+        at += size
+    figure, axes = plt.subplots(figsize=(10, .62 * (row + 1) + .3))
+    for text, shade, (x, y, size) in zip(texts, shades, places):
+        grey = 1 - .75 * (shade - low) / (high - low) if shade == shade else 1
+        axes.add_patch(plt.Rectangle((x, -y), size - .15, .5, color=str(grey)))
+        axes.text(x + size / 2, -y + .25, text.replace("\n", "\\n").replace("$", r"\$"), ha="center", va="center", fontsize=8, family="monospace",
+                  color="white" if grey < .5 else "black")
+        if values is not None and shade == shade:
+            axes.text(x + size / 2, -y - .14, form.format(shade), ha="center", va="center", fontsize=7)
+    axes.set(xlim=(0, width), ylim=(-row - .3, .7), title=title)
+    axes.axis("off")
+    plt.show()
+
+
+def ask(question, otherwise):
+    """What the reader types, or `otherwise` where nobody can, as in the test of the notebooks."""
+    try:
+        return input(question)
+    except (StdinNotImplementedError, EOFError, OSError):
+        print(f"{question}{otherwise}   (nobody is at the keyboard)")
+        return otherwise
+
+
+@torch.no_grad()
+def attention(model, idx, layer):
+    """The weights of all heads of a layer on one row of ids: softmax(q k / sqrt(d)) with the future hidden -> (H, T, T)."""
+    x = model.wte(idx) + model.wpe(torch.arange(len(idx)))
+    for block in model.blocks[:layer]:
+        x = block(x[None])[0]
+    block, T = model.blocks[layer], len(idx)
+    q, k, _ = block.attn.c_attn(block.ln_1(x)).view(T, 3, block.attn.n_head, -1).permute(1, 2, 0, 3)  # each (H, T, d)
+    scores = q @ k.transpose(1, 2) / q.shape[-1] ** .5
+    return scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+
+# ---- running the notebooks ------------------------------------------------------------------------
+
+
+def shown(notebook):
+    """The sources that a notebook shows with inspect.getsource -> {"ppo.gae": a hash of it}: outputs are as old as these."""
+    names = re.findall(r"inspect\.getsource\(([\w.]+)\)", "\n".join(cell.source for cell in notebook.cells))
+    found = {}
+    for name in sorted(set(names)):
+        module, _, attribute = name.partition(".")
+        source = inspect.getsource(getattr(importlib.import_module(module), attribute))
+        found[name] = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return found
+
+
+def execute(path, keep=False):
+    """Run a notebook from top to bottom; `keep` what comes out in the file."""
+    import nbclient
+    import nbformat
+    notebook = nbformat.read(path, 4)
+    nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    if keep:
+        notebook.metadata["shown"] = shown(notebook)
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # when it was run
+        nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        execute(ROOT / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb", keep=True)
+        print(f"{name}: done", flush=True)
