@@ -50,14 +50,14 @@ def config(stage, **changes):
 
 
 def ready(*stages):
-    """Run those of the stages that have not been run -> {stage: model} of all of them, and the tokenizer."""
+    """Run those of the stages, and of the ones before, that have not been run -> {stage: model}, and the tokenizer."""
     models = {}
-    for stage in stages:
+    for stage in list(STAGES)[:1 + max(list(STAGES).index(stage) for stage in stages)]:
         path = Path(OUT) / stage / "ckpt.pt"
         if not path.exists():
             print(f"{stage}.py has not been run here: running it now")
             STAGES[stage].train(config(stage))
-        models[stage], tokenizer, _ = gpt.load(path, gpt.ScalarGPT if stage == "reward" else gpt.GPT)
+        models[stage], tokenizer, _ = gpt.load(path, gpt.nn.Module)
     return models, tokenizer
 
 
