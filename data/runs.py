@@ -110,6 +110,7 @@ def check(cfg, demands=()):
     for device in ("cpu", "cuda"):
         torch.set_autocast_enabled(device, cfg.bf16)
         torch.set_autocast_dtype(device, torch.bfloat16)
+    torch.set_autocast_cache_enabled(False)  # it would keep the first step's weights: it is emptied where a context ends, and here none does
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         device = choose_device(cfg.device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")

@@ -77,6 +77,17 @@ def test_bf16_is_close_and_keeps_the_first_ratio(whole, tmp_path):
         assert all(x.dtype == torch.float32 and x.isfinite().all() for x in state.values())
 
 
+def test_bf16_learns_as_fast(tmp_path):
+    """Weights that were rounded once and not again after each step would hardly learn."""
+    losses = []
+    for bf16 in (False, True):
+        gpt.train(gpt.Config(out=str(tmp_path), bf16=bf16, log_every=1, threads=1, **{**STAGES["gpt"][1], "documents": 20, "steps": 40}))
+        losses.append([json.loads(line)["loss"] for line in open(tmp_path / "gpt" / "log.jsonl")])
+    torch.set_autocast_enabled("cpu", False)
+    assert losses[0] != losses[1] and losses[0][-1] < losses[0][0] - 1
+    assert losses[1][-1] == pytest.approx(losses[0][-1], abs=.05)
+
+
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same(whole, tmp_path):
     assert_same(whole, recipe(tmp_path, compile=True), 1e-4)
