@@ -1,6 +1,7 @@
 """The long sweeps behind the README's tables and pictures, one command each. Finished runs are kept: a second call goes on.
 
     python -m notebooks.experiments options out/1 out/2 out/3      PPO's options: a PPO run each
+    python -m notebooks.experiments rounds out/1 out/2 out/3       what further rounds gave, of pipelines that have had them
     python -m notebooks.experiments feedback out/1 out/2 out/3     what feedback buys: a reward model and a PPO run each
     python -m notebooks.experiments ensembles out/1 out/2 out/3    several reward models, and asking where they disagree
     python -m notebooks.experiments best_of_n out/1 out/2 out/3    the baseline that PPO must be compared with
@@ -134,6 +135,24 @@ def options(roots):
     return sweep(OPTIONS, roots, "options", ["gold", "preferred to SFT", "KL, nats", "loss on pretraining text"])
 
 
+# ---- rounds ---------------------------------------------------------------------------------------
+
+
+def rounds(roots):
+    """Of pipelines with as many rounds each, which `reward.py --round N` and `ppo.py --round N` have made -> rows of a table."""
+    found = {}
+    n = 1
+    while all((root / runs.in_round("ppo", n) / "results.json").exists() for root in roots):
+        results = [json.loads((root / runs.in_round("ppo", n) / "results.json").read_text()) for root in roots]
+        found[f"round {n}"] = {"gold": [r["ppo"]["gold"] for r in results], "gold of greedy answers": [r["ppo"]["greedy"]["gold"] for r in results],
+                               "preferred to SFT": [r["win_rate"] for r in results], "invented": [r["ppo"]["invented"] for r in results],
+                               "proxy": [r["ppo"]["score"] for r in results], "KL, nats": [r["kl"] for r in results]}
+        n += 1
+    write(roots, "rounds", found)
+    draw(roots, "rounds", "round", list(range(1, n)), {name: [x[name] for x in found.values()] for name in ("gold", "proxy", "KL, nats")}, log=False)
+    return found
+
+
 # ---- what feedback buys ---------------------------------------------------------------------------
 
 
@@ -188,7 +207,7 @@ def draw(roots, experiment, along, xs, lines, log=True):
             axes.plot([x] * len(v), v, "ko", fillstyle="none", markersize=4)
         if log:
             axes.set_xscale("log", base=2)
-            axes.set_xticks(xs, [str(x) for x in xs])
+        axes.set_xticks(xs, [str(x) for x in xs])
         axes.set_xlabel(along)
         axes.set_ylabel(name)
         axes.grid(alpha=.3)
@@ -354,7 +373,7 @@ def draw_overoptimisation(roots, laid):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m notebooks.experiments", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n, overoptimisation=overoptimisation)
+    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n, overoptimisation=overoptimisation, rounds=rounds)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
     parser.add_argument("pipelines", nargs="+", type=Path, help="folders of finished pipelines (--out of the stages)")
     args = parser.parse_args()
