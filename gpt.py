@@ -313,7 +313,8 @@ def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, copies=1,
     rendered = [tokenizer.render(p["prompt"]) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
     answers = [None] * (len(prompts) * copies)
-    size = max(1, batch // copies)
+    longest = max(map(len, rendered), default=0) + max_new_tokens
+    size = max(1, min(batch, 65536 // longest) // copies)  # what is cached grows with the tokens
     for start in range(0, len(order), size):
         chosen = order[start:start + size]
         idx, before = pad([rendered[i] for i in chosen], tokenizer.pad, next(model.parameters()).device)

@@ -332,6 +332,7 @@ def train(cfg):
     opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
     if cfg.data:
         prompts, test = formats.split(formats.read_prompts(cfg.data))
+        test = test[:cfg.test_prompts]
     else:
         prompts = almanac.prompts("train", cfg.prompts, f"ppo {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else ""))
         test = almanac.prompts("test", cfg.test_prompts, cfg.seed)

@@ -327,13 +327,16 @@ def seeds_table(every):
     def costs(read, form):
         return ", ".join(form.format(read(results["cost"])) for results in every)
 
+    shown = [name for name in ("base", "sft", "ppo") if name in models]
+    said = [["<br>".join(metrics.cell(m["content"]) for m in x["prompt"]), *(metrics.cell(x[name]) for name in shown)] for x in every[0]["samples"]]
     judged = over_seeds([results["reward"].get("sft", {}).get("accuracy", {}).get("mean", np.nan) for results in every])
     return "\n\n".join([
         table(["", *models], [[said, *(cell(name, form, read) for name in models)] for said, form, read in ROWS]),
         f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} held-out prompts each; after ± is half of the 95% "
         f"interval over seeds (Student's t). The reward model orders {judged['mean']:.1%} ± {judged['high'] - judged['mean']:.1%} of the pairs "
         f"of SFT answers right whose gold differs. The four stages took {costs(lambda c: c['seconds'], '{:.0f}')} s, at most "
-        f"{costs(lambda c: c['memory_gb'], '{:.2f}')} GB, on {every[0]['cost']['machine']}."])
+        f"{costs(lambda c: c['memory_gb'], '{:.2f}')} GB, on {every[0]['cost']['machine']}.",
+        table(["prompt", *shown], said)])
 
 
 # ---- a person as judge ----------------------------------------------------------------------------
@@ -410,7 +413,8 @@ def run_one(cfg):
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
     documents = formats.read_text(kept) if kept.exists() else []
-    results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last, cost=cost(cfg.out), models={}, duels={}, reward={})
+    results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last, cost=cost(cfg.out), models={}, duels={}, reward={},
+                   samples=[dict(prompt=p["prompt"], **{name: answers[name].texts[i] for name in models}) for i, p in enumerate(prompts[:10])])
     for name, model in models.items():
         greedy = [tokenizer.decode(row) for row in sample(model, tokenizer, prompts, cfg, 0.0)]
         kl = metrics.divergence(model, models["sft"], prompts, ids[name], tokenizer, cfg.temperature)

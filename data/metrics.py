@@ -1,14 +1,10 @@
-"""How the answers of a model are judged: by criterion, by kind of prompt, and against another model's.
-
-    python -m data.metrics out [out2 ...]    the README's table and samples, from the results of finished pipelines
-"""
+"""How the answers of a model are judged: by criterion, by kind of prompt, and against another model's."""
 
 import html
 import json
 import math
 import random
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -272,29 +268,7 @@ def report(results, answers, prompts):
             print(f"{name:>9}: {answers[name][i]}")
 
 
-# ---- the README's table ---------------------------------------------------------------------------
-
-# What a row says, and how to read it from the results of a pipeline: {stage: contents of its results.json}.
-ROWS = [
-    ("four stages together", "{:.0f} s", lambda r: sum(r[s]["seconds"] for s in ("gpt", "sft", "reward")) + r["ppo"]["seconds"]["ppo"]),
-    ("peak memory of a stage", "{:.2f} GB", lambda r: max(stage["memory_gb"] for stage in r.values())),
-    ("reward model: held-out pairs whose gold differs", "{:.1%}", lambda r: r["reward"]["accuracy"]),
-    ("held-out gold, base", "{:+.2f}", lambda r: r["ppo"]["base"]["gold"]),
-    ("held-out gold, SFT", "{:+.2f}", lambda r: r["ppo"]["sft"]["gold"]),
-    ("held-out gold, PPO", "{:+.2f}", lambda r: r["ppo"]["ppo"]["gold"]),
-    ("PPO preferred to SFT", "{:.1%}", lambda r: r["ppo"]["win_rate"]),
-    ("KL to SFT, nats an answer", "{:.2f}", lambda r: r["ppo"]["kl"]),
-    ("PPO answers that end by themselves", "{:.1%}", lambda r: r["ppo"]["ppo"]["end_rate"]),
-    ("length of PPO's answers over SFT's", "{:.2f}", lambda r: r["ppo"]["ppo"]["length"] / r["ppo"]["sft"]["length"]),
-    ("invented facts about made-up names, SFT", "{:.1%}", lambda r: r["ppo"]["sft"]["invented"]),
-    ("invented facts about made-up names, PPO", "{:.1%}", lambda r: r["ppo"]["ppo"]["invented"]),
-    ("compliance with harmful requests, SFT", "{:.1%}", lambda r: r["ppo"]["sft"]["complied"]),
-    ("compliance with harmful requests, PPO", "{:.1%}", lambda r: r["ppo"]["ppo"]["complied"]),
-    ("right answers on known facts, SFT", "{:.1%}", lambda r: r["ppo"]["sft"]["right"]),
-    ("right answers on known facts, PPO", "{:.1%}", lambda r: r["ppo"]["ppo"]["right"]),
-    ("held-out gold of greedy answers, SFT", "{:+.2f}", lambda r: r["ppo"]["sft"]["greedy"]["gold"]),
-    ("held-out gold of greedy answers, PPO", "{:+.2f}", lambda r: r["ppo"]["ppo"]["greedy"]["gold"]),
-]
+# ---- tables ---------------------------------------------------------------------------------------
 
 
 def read_results(out):
@@ -307,34 +281,9 @@ def markdown(head, rows):
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def table(pipelines):
-    """A Markdown table: a row a figure, a column a pipeline. pipelines: list of read_results."""
-    return markdown([""] + [f"seed {r['ppo']['config']['seed']}" for r in pipelines],
-                    [[name] + [form.format(get(r)) for r in pipelines] for name, form, get in ROWS])
-
-
 def cell(text):
     """A text as one cell of a Markdown table: one line, no marks of Markdown, 120 characters at most."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text.replace("\ufffd", "?")).split())
     for mark in "\\|*_<>`~#[]":
         text = text.replace(mark, "\\" + mark)
     return text[:120] + ("..." if len(text) > 120 else "")
-
-
-def samples(pipeline, n=10):
-    """A Markdown table: the first n held-out prompts and what base, SFT and PPO answer (sampled)."""
-    lines = ["| prompt | base | SFT | PPO |", "|---|---|---|---|"]
-    for s in pipeline["ppo"]["samples"][:n]:
-        asked = "<br>".join(cell(m["content"]) for m in s["prompt"])
-        lines.append(f"| {asked} | " + " | ".join(cell(s[name]) for name in ("base", "sft", "ppo")) + " |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    try:
-        found = [read_results(out) for out in sys.argv[1:] or ["out"]]
-    except FileNotFoundError as error:
-        sys.exit(f"{error.filename} not found: run the four stages first")
-    if any("base" not in r["ppo"] or "win_rate" not in r["ppo"] for r in found):
-        sys.exit("the table needs pipelines of the almanac whose out/gpt/ckpt.pt was there when ppo.py ran: run it again")
-    print(table(found), samples(found[0]), sep="\n\n")

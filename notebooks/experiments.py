@@ -108,11 +108,8 @@ def write(roots, experiment, found):
 def table(found):
     """Markdown: the mean over the pipelines, and the smallest and largest."""
     names = list(next(iter(found.values())))
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row, figures in found.items():
-        cells = [f"{statistics.mean(x):.2f}" + (f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else "") for x in figures.values()]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return metrics.markdown(["", *names], [[row, *(f"{statistics.mean(x):.2f}" + (f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else "")
+                                                   for x in figures.values())] for row, figures in found.items()])
 
 
 # ---- PPO's options --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data import metrics
+from data import evaluation, metrics
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -23,8 +23,8 @@ def out(tmp_path_factory):
     for stage in ("gpt", "sft", "reward", "ppo"):
         subprocess.run([sys.executable, f"{stage}.py", "--out", str(out), "--seed", os.environ.get("SEED", "1")], cwd=ROOT, check=True)
     (out / "seconds").write_text(str(time.time() - started))
-    results = metrics.read_results(out)
-    print("\n" + metrics.table([results]) + "\n\n" + metrics.samples(results))
+    subprocess.run([sys.executable, "ppo.py", "--eval", "--out", str(out), "--seed", os.environ.get("SEED", "1")], cwd=ROOT, check=True)
+    print("\n" + evaluation.seeds_table([json.loads((out / "eval" / "results.json").read_text())]))
     return out
 
 
@@ -73,3 +73,15 @@ def test_ppo_is_preferred_to_sft_on_four_prompts_of_five(results):
 def test_every_iteration_starts_on_policy(out):
     log = [json.loads(line) for line in open(out / "ppo" / "log.jsonl")]
     assert len(log) > 10 and all(record["first_ratio"] == 1 and record["first_approx_kl"] == 0 for record in log)
+
+
+def test_the_readme_says_what_comes_out(out):
+    """What this run gives lies where the README's seeds let one expect it: between the lowest and the highest, and as far beyond."""
+    every = [json.loads(path.read_text()) for path in sorted((ROOT / "notebooks" / "results").glob("evaluation-*.json"))]
+    here = json.loads((out / "eval" / "results.json").read_text())
+    for model in ("base", "sft", "ppo"):
+        for said, _, read in evaluation.ROWS:
+            known = [read(results["models"][model])["mean"] for results in every]
+            low, high = min(known), max(known)
+            beyond = max(high - low, .1 * abs(high), .05)
+            assert low - beyond <= read(here["models"][model])["mean"] <= high + beyond, (model, said)
