@@ -107,6 +107,11 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def exact(tensor):
+    """A context in which --bf16 rounds nothing that is computed on this tensor's device."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class GPT(nn.Module):
     """GPT-2: pre-LayerNorm, learned positions, output head tied to the input embedding."""
 
@@ -141,7 +146,8 @@ class GPT(nn.Module):
 
     def logits(self, hidden):
         """(..., C) -> (..., V)."""
-        return F.linear(hidden, self.wte.weight)
+        with exact(hidden):  # GPT-2's logits are near -33, where bfloat16 has steps of a quarter
+            return F.linear(hidden.to(self.wte.weight.dtype), self.wte.weight)
 
     def forward(self, idx):
         """idx (B, T) -> logits (B, T, V)."""
@@ -162,8 +168,9 @@ class ScalarGPT(nn.Module):
 
     def forward(self, idx):
         """idx (B, T) -> (B, T)."""
-        # The head as a sum of products: a matrix product would be rounded with --bf16, and scores must be compared.
-        return (self.trunk.hidden(idx) * self.head.weight).sum(-1) + self.head.bias
+        hidden = self.trunk.hidden(idx)
+        with exact(hidden):
+            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
 
     def score(self, idx, lengths):
         """One number a row, read at its last token. idx (B, T), lengths (B,) -> (B,)."""
@@ -198,7 +205,9 @@ def pad(rows, pad_id, device="cpu"):
     idx = torch.full((len(rows), int(lengths.max())), pad_id)
     for i, row in enumerate(rows):
         idx[i, :len(row)] = torch.tensor(row)
-    return idx.to(device), lengths.to(device)
+    if str(device).startswith("cuda"):  # from pinned memory the GPU copies while the CPU goes on
+        idx, lengths = idx.pin_memory(), lengths.pin_memory()
+    return idx.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
 
 
 def batches(examples, size, rng, length=len):
@@ -215,8 +224,7 @@ def batches(examples, size, rng, length=len):
 
 def action_logits(model, hidden, temperature):
     """(..., C) -> (..., V). The one definition of the distribution that is sampled *and* scored: <|pad|> has no share."""
-    logits = model.logits(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature  # bfloat16 is too coarse to compare
+    logits = model.logits(hidden) / temperature
     logits[..., model.config.pad] = -torch.inf
     return logits
 
@@ -313,8 +321,9 @@ def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, copies=1,
     rendered = [tokenizer.render(p["prompt"]) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
     answers = [None] * (len(prompts) * copies)
-    longest = max(map(len, rendered), default=0) + max_new_tokens
-    size = max(1, min(batch, 65536 // longest) // copies)  # what is cached grows with the tokens
+    config, longest = model.config, max(map(len, rendered), default=0) + max_new_tokens
+    cached = 8 * config.n_layer * config.n_embd * longest  # bytes of a row's keys and values
+    size = max(1, min(batch, 2 * 10 ** 9 // cached) // copies)
     for start in range(0, len(order), size):
         chosen = order[start:start + size]
         idx, before = pad([rendered[i] for i in chosen], tokenizer.pad, next(model.parameters()).device)
@@ -425,13 +434,15 @@ def load(path, kind=GPT, device="cpu", hint=""):
     return model, tokenizer, about
 
 
-def load_rewards(paths, tokenizer, device="cpu", hint=""):
-    """Reward models, "a.pt,b.pt", all with this tokenizer -> (list of ScalarGPT, what the first checkpoint says of itself)."""
+def load_rewards(paths, tokenizer, device="cpu", hint="", block_size=0):
+    """Reward models, "a.pt,b.pt", all with this tokenizer and at least this context -> (list of ScalarGPT, what the first checkpoint says of itself)."""
     found = []
     for path in str(paths).split(","):
         model, other, about = load(path, ScalarGPT, device, hint)
         if other != tokenizer:
             raise UserError(f"{path} has another tokenizer than the policy: {hint or 'choose another'}")
+        if model.config.block_size < block_size:
+            raise UserError(f"{path} reads {model.config.block_size} tokens and the policy writes {block_size}: {hint or 'choose another'}")
         found.append((model, about))
     return [model for model, _ in found], found[0][1]
 
@@ -473,12 +484,17 @@ def random_rows(ids, rows, T):
     return ids[start + torch.arange(T, device=ids.device)]
 
 
+def rows_at_once(config, tokens):
+    """How many rows of so many tokens can be evaluated at once, if their logits shall take 100 MB."""
+    return max(1, 25_000_000 // (tokens * config.vocab_size))
+
+
 @torch.no_grad()
-def evaluate(model, ids, batch=32):
+def evaluate(model, ids):
     """Mean loss (nats a token) over a 1-D tensor of ids, cut into blocks."""
     T = model.config.block_size
     blocks = ids[:(len(ids) - 1) // T * T].view(-1, T)
-    return sum(-token_logprobs(model, b).sum().item() for b in blocks.split(batch)) / blocks[:, 1:].numel()
+    return sum(-token_logprobs(model, b).sum().item() for b in blocks.split(rows_at_once(model.config, T))) / blocks[:, 1:].numel()
 
 
 def train(cfg):

@@ -176,7 +176,7 @@ def answer(policy, prompts, prompt_lengths, cfg):
     mine = torch.arange(B, device=prompts.device).tensor_split(runs.world())[runs.rank()]
     idx, lengths = prompts.new_zeros(B, T + cfg.max_new_tokens), torch.zeros_like(prompt_lengths)
     idx[mine] = policy.config.pad
-    for rows in mine.split(8 * cfg.micro_batch or B):  # a row's keys and values take an eighth of what its gradient needs
+    for rows in mine.split(8 * cfg.micro_batch or B) if len(mine) else ():  # a row's keys and values take an eighth of what its gradient needs
         answers, lengths[rows] = gpt.generate(policy, prompts[rows], prompt_lengths[rows], cfg.max_new_tokens, cfg.temperature, noise=noise[rows])
         idx[rows, :answers.shape[1]] = answers
     idx, lengths = runs.add_up(idx), runs.add_up(lengths)
@@ -215,7 +215,8 @@ def estimate(batch, cfg, beta):
     rewards = kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, beta, cfg.kl_estimator)
     if cfg.whiten_rewards:
         rewards = whiten(rewards, batch.mask, shift_mean=False)
-    advantages, batch.returns = gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
+    with gpt.exact(rewards):
+        advantages, batch.returns = gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
     batch.advantages = whiten(advantages, batch.mask)
 
 
@@ -302,13 +303,10 @@ def train(cfg):
     policy_path = sft_path if cfg.round == 1 else run.earlier("ppo", cfg.round - 1)
     reference, tokenizer, _ = gpt.load(sft_path, gpt.GPT, run.device, runs.hint("sft"))
     policy, policy_tokenizer, _ = gpt.load(policy_path, gpt.GPT, run.device, runs.hint("ppo", cfg.round - 1))
-    rewards, about = gpt.load_rewards(rm_path, tokenizer, run.device, runs.hint("reward", cfg.round))
+    rewards, about = gpt.load_rewards(rm_path, tokenizer, run.device, runs.hint("reward", cfg.round), policy.config.block_size)
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     if policy_tokenizer != tokenizer:
         raise UserError(f"{policy_path} has another tokenizer than {sft_path}: {runs.hint('ppo', cfg.round - 1)}")
-    if reward.config.block_size < policy.config.block_size:
-        raise UserError(f"{rm_path} reads {reward.config.block_size} tokens and {sft_path} writes {policy.config.block_size}: "
-                        "run python reward.py again")
     models, held_out, text = {"sft": reference, "ppo": policy}, None, None
     if run.earlier("gpt").exists():
         base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
@@ -327,7 +325,7 @@ def train(cfg):
     value.trunk.load_state_dict((rewards[0].trunk if cfg.value_init == "reward" else reference).state_dict())
     for frozen in (reference, reward):
         frozen.requires_grad_(False)
-    run.prepare("ppo", [policy, reference, reward, value])
+    run.prepare("ppo", [policy, reference, reward, value], further=len(rewards) - 1 + ("base" in models))
     cfg = dataclasses.replace(cfg, micro_batch=run.micro_batch)
     opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
     if cfg.data:

@@ -246,7 +246,7 @@ def train(cfg):
         records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         if cfg.active:
-            members, _ = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active")
+            members, _ = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active", block_size)
             records = most_doubtful(members, tokenizer, records, wanted, run.device)
         rng = np.random.default_rng(cfg.seed)
         records, test = compare(records, rng), compare(test, rng)
@@ -263,6 +263,7 @@ def train(cfg):
 
     model = gpt.ScalarGPT(sft_model.config).to(run.device)
     model.trunk.load_state_dict(sft_model.state_dict())
+    sft_model = policy = None  # their memory is wanted
     before, _ = score_all(model, test_examples[:5], run.device)
     run.prepare("reward", [model], rows=max(len(ranks) for _, ranks in examples))
     opt = gpt.optimizer(model, cfg.lr)

@@ -55,9 +55,10 @@ def sft_loss(model, batch, device, count=None):
 
 
 @torch.no_grad()
-def evaluate(model, examples, device, size=256):
+def evaluate(model, examples, device):
     """Loss per response token over all examples."""
     examples = sorted(examples, key=lambda e: len(e[0]))
+    size = gpt.rows_at_once(model.config, len(examples[-1][0]))
     parts, count = [examples[i:i + size] for i in range(0, len(examples), size)], response_tokens(examples)
     return sum(sft_loss(model, part, device, count).item() for part in parts)
 

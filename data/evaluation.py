@@ -38,7 +38,7 @@ def load_models(cfg):
     out = Path(cfg.out)
     paths = {"base": out / "gpt" / "ckpt.pt", "sft": Path(cfg.init or out / "sft" / "ckpt.pt")}
     paths |= {path.parent.name: path for path in sorted(out.glob("ppo*/ckpt.pt"), key=lambda path: (len(path.parent.name), path))}
-    for part in filter(None, cfg.policies.format(out=out).split(",")):
+    for part in filter(None, cfg.policies.replace("{out}", str(out)).split(",")):
         name, _, path = part.partition("=")
         if not path or name in paths:
             raise UserError(f"--policies {part}: write name=checkpoint, each name once and none of {', '.join(paths)}")
@@ -329,12 +329,11 @@ def seeds_table(every):
 
     shown = [name for name in ("base", "sft", "ppo") if name in models]
     said = [["<br>".join(metrics.cell(m["content"]) for m in x["prompt"]), *(metrics.cell(x[name]) for name in shown)] for x in every[0]["samples"]]
-    judged = over_seeds([results["reward"].get("sft", {}).get("accuracy", {}).get("mean", np.nan) for results in every])
     return "\n\n".join([
         table(["", *models], [[said, *(cell(name, form, read) for name in models)] for said, form, read in ROWS]),
         f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} held-out prompts each; after ± is half of the 95% "
-        f"interval over seeds (Student's t). The reward model orders {judged['mean']:.1%} ± {judged['high'] - judged['mean']:.1%} of the pairs "
-        f"of SFT answers right whose gold differs. The four stages took {costs(lambda c: c['seconds'], '{:.0f}')} s, at most "
+        f"interval over seeds (Student's t). The reward model of the first round orders {costs(lambda c: c['accuracy'], '{:.1%}')} of held-out "
+        f"pairs of SFT answers right whose gold differs. The four stages took {costs(lambda c: c['seconds'], '{:.0f}')} s, at most "
         f"{costs(lambda c: c['memory_gb'], '{:.2f}')} GB, on {every[0]['cost']['machine']}.",
         table(["prompt", *shown], said)])
 
@@ -372,7 +371,7 @@ def cost(out):
         return None
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     return dict(seconds=sum(stage["seconds"] if name != "ppo" else stage["seconds"]["ppo"] for name, stage in stages.items()),
-                memory_gb=max(stage["memory_gb"] for stage in stages.values()),
+                memory_gb=max(stage["memory_gb"] for stage in stages.values()), accuracy=stages["reward"].get("accuracy"),
                 machine=f"{torch.get_num_threads()} threads of {cpu[1] if cpu else platform.machine()}")
 
 
@@ -409,7 +408,7 @@ def run_one(cfg):
     stand_ins = {"references": references, "random words": metrics.random_texts(references)}
     every = answers | {name: Answers(prompts, texts, [tokenizer.encode(text) + [tokenizer.end] for text in texts]) for name, texts in stand_ins.items()}
     rewards, about = gpt.load_rewards(cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt", tokenizer, models["sft"].wte.weight.device,
-                                       "name one with --reward")
+                                       "name one with --reward", models["sft"].config.block_size)
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
     documents = formats.read_text(kept) if kept.exists() else []

@@ -28,9 +28,15 @@ LONGEST_LINE = 1_000_000  # bytes: no conversation
 
 
 def read_text(path):
-    """Documents of a text file: list of str. Of files with records, the messages and the answer of each are a document."""
+    """Documents of text files: list of str. Of files with records, the messages and the answer of each are a document."""
+    return [document for file in _files(path) for document in _documents(file)]
+
+
+def _documents(path):
     if _suffix(path) in ENDINGS:
-        records = [r for _, r in _read(path, lambda r: {"response": r.get("response", r.get("completion", ""))})]
+        def fields(record):
+            return {"response": _text(record, _answer(record)) if _answer(record) in record else ""}
+        records = [record for _, record in _read(path, fields)]
         return ["\n".join([m["content"] for m in r["prompt"]] + [r["response"]]).strip() for r in records]
     content = _bytes(path)
     try:
@@ -59,7 +65,7 @@ def read_demonstrations(path):
     def fields(record):
         if "responses" in record and "response" not in record or record.get("verdict") == "bad":
             return None
-        return {"response": _text(record, next((name for name in ("response", "completion", "chosen") if name in record), "response"))}
+        return {"response": _text(record, _answer(record))}
     return [record for _, record in _read(path, fields)]
 
 
@@ -114,6 +120,14 @@ def _suffix(path):
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
+def _files(paths):
+    """"file,folder" -> the files."""
+    found = []
+    for part in str(paths).split(","):
+        found += [p for p in sorted(Path(part).iterdir()) if _suffix(p) in (*ENDINGS, ".txt")] or [part] if Path(part).is_dir() else [part]
+    return found
+
+
 def _bytes(path):
     try:
         content = Path(path).read_bytes()
@@ -156,15 +170,14 @@ def _read(paths, fields):
     fields(record) -> dict of the checked fields beside the prompt, None to pass the record over; it raises ValueError
     with what is wrong.
     """
-    files, found, broken, lines = [], [], [], 0
-    for part in str(paths).split(","):
-        files += [p for p in sorted(Path(part).iterdir()) if _suffix(p) in (".jsonl", ".parquet")] or [part] if Path(part).is_dir() else [part]
-    for path in files:
+    found, broken, lines = [], [], 0
+    for path in _files(paths):
         form = None
         for place, row, cut in _rows(path):
             lines += 1
             try:
                 record = _parse(row) if isinstance(row, bytes) else row
+                json.dumps(record, ensure_ascii=False, default=str).encode()
                 kind, record = recognise(record)
                 if form is None and kind != OURS:
                     print(f"{path}: {kind}")
@@ -173,11 +186,13 @@ def _read(paths, fields):
                     raise ValueError(f"a record of another format ({kind}) than the first ({form})")
                 record = _checked(record, fields)
                 found += [(place, record)] if record else []
-            except ValueError as error:
+            except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
                 if cut:
                     print(f"{place}: cut in the middle: set aside")
+                elif isinstance(error, UnicodeEncodeError):
+                    broken.append(f"{place}: half of a surrogate pair, which is no text")
                 else:
-                    broken.append(f"{place}: {error}")
+                    broken.append(f"{place}: {error}" if isinstance(error, ValueError) else f"{place}: a field is not what it should be ({error})")
     if len(broken) > .01 * lines:
         more = f" (and {len(broken) - 1} more such lines)" if len(broken) > 1 else ""
         raise UserError(f"{broken[0]}{more}: mend or remove the line")
@@ -192,13 +207,9 @@ def _parse(line):
     if len(line) > LONGEST_LINE:
         raise ValueError(f"{len(line) / 1e6:.1f} MB in one line")
     try:
-        record = json.loads(line.decode())
-        json.dumps(record, ensure_ascii=False).encode()
-        return record
+        return json.loads(line.decode())
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
-    except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair, which is no text") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
 
@@ -310,6 +321,11 @@ FORMATS = {
 
 
 # ---- fields ---------------------------------------------------------------------------------------
+
+
+def _answer(record):
+    """The field that holds the answer to learn."""
+    return next((name for name in ("response", "completion", "chosen") if name in record), "response")
 
 
 def _text(record, name):

@@ -73,6 +73,11 @@ def write_safetensors(path, tensors):
     runs.write(path, struct.pack("<Q", len(head)) + head + b"".join(parts))
 
 
+# What GPT-2's configuration may say, as this code has nothing else.
+KNOWN = dict(activation_function=("gelu_new", "gelu_pytorch_tanh"), layer_norm_epsilon=(1e-5,), tie_word_embeddings=(True,), scale_attn_weights=(True,),
+             scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,))
+
+
 def holds(path):
     """Whether a path is for `read`, and not a checkpoint of ours."""
     return str(path) in NAMES or Path(path).is_dir()
@@ -139,6 +144,9 @@ def read(where, device):
         raise UserError(f"{folder} can not be read ({(str(error) or type(error).__name__).splitlines()[0][:80]}): download it again") from None
     if about.get("model_type", "gpt2") != "gpt2":
         raise UserError(f"{folder} holds a model of type {about['model_type']}: this code reads GPT-2")
+    for name, ours in KNOWN.items():
+        if about.get(name) not in (None, *ours):
+            raise UserError(f"{folder / 'config.json'}: {name} is {about[name]}, and this code has {ours[0]}: choose another model")
     tokenizer = Tokenizer(ranks)
     if about["vocab_size"] not in (len(ranks), tokenizer.vocab_size):
         raise UserError(f"{folder}: the vocabulary has {len(ranks)} tokens, the model {about['vocab_size']}: they do not belong together")
@@ -160,14 +168,20 @@ def read(where, device):
                             f"{tuple(parameter.shape)}: they do not belong together")
         ours[name] = tensor.contiguous()
     if isinstance(model, gpt.ScalarGPT):
-        extra = about.get("bias", {"ln_f": ours["ln_f.bias"].tolist(), "score": 0.0})  # see `export`
-        ours = {f"trunk.{name}": tensor for name, tensor in ours.items()}
-        ours |= {"trunk.ln_f.bias": torch.tensor(extra["ln_f"]), "head.weight": state["score.weight"], "head.bias": torch.tensor([extra["score"]])}
+        bias, w, before = torch.zeros(1), state["score.weight"], about.get("bias")  # see `export`
+        if before and torch.equal(folded(torch.tensor(before["ln_f"]), w, torch.tensor([before["score"]])), ours["ln_f.bias"]):
+            ours["ln_f.bias"], bias = torch.tensor(before["ln_f"]), torch.tensor([before["score"]])  # unless it was trained further since
+        ours = {f"trunk.{name}": tensor for name, tensor in ours.items()} | {"head.weight": w, "head.bias": bias}
     model.load_state_dict(ours, assign=True)
     return model.requires_grad_(True).to(device), tokenizer, {}
 
 
 # ---- out ------------------------------------------------------------------------------------------
+
+
+def folded(ln_f, w, b):
+    """The bias of the last LayerNorm with the head's bias b in it, along the head's weight w (1, C)."""
+    return ln_f + b * w[0] / w.square().sum()
 
 
 def export(model, tokenizer, folder):
@@ -186,9 +200,9 @@ def export(model, tokenizer, folder):
                  bos_token_id=config.end, eos_token_id=config.end, pad_token_id=config.pad, tie_word_embeddings=True)
     tensors = {f"transformer.{their_name(name)}": tensor.t() if is_conv1d(name) else tensor for name, tensor in state.items()}
     if scalar:
-        w, b = model.head.weight.data[0], model.head.bias.data[0]
+        w, b = model.head.weight.data, model.head.bias.data
         about |= dict(num_labels=1, bias=dict(ln_f=state["ln_f.bias"].tolist(), score=b.item()))
-        tensors |= {"transformer.ln_f.bias": state["ln_f.bias"] + b * w / w.square().sum(), "score.weight": model.head.weight}
+        tensors |= {"transformer.ln_f.bias": folded(state["ln_f.bias"], w, b), "score.weight": w}
     write_safetensors(folder / "model.safetensors", tensors)
     runs.write(folder / "config.json", json.dumps(about, indent=1))
     write_tokenizer(folder, tokenizer, config.block_size)

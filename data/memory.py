@@ -5,7 +5,8 @@
 In bytes, of a model with P parameters, of which L blocks of C channels and H heads, for `rows` rows of T tokens:
 
     weights      4 P                          of each model
-    training     12 P more                    gradients and AdamW's two moments, of each model that learns
+    training     12 P more                    gradients and AdamW's two moments, of each model that learns. reward.py keeps a copy of its
+                                              model, scaled; ppo.py 4 P more for each further reward model, and for the base model
     copies       2 P more                     with --bf16: the learning models' matrices in bfloat16, while a graph is there
     activations  rows T (L (64 C + 4 H) + 8 C + 12 V) in fp32, rows T (L (36 C + 4 H) + 8 C + 12 V) with --bf16; the term
                  with the vocabulary V only where tokens are predicted: log-probabilities, and in backward their gradient
@@ -36,7 +37,7 @@ class Stage:
     predicts: bool
 
 
-STAGES = {"gpt": Stage(1, 0, True), "sft": Stage(1, 0, True), "reward": Stage(1, 0, False), "ppo": Stage(2, 2, True)}
+STAGES = {"gpt": Stage(1, 0, True), "sft": Stage(1, 0, True), "reward": Stage(1, 1, False), "ppo": Stage(2, 2, True)}
 
 
 def parameters(config):
@@ -50,10 +51,10 @@ def activations(config, tokens, predicts, bf16=False):
     return tokens * (L * ((36 if bf16 else 64) * C + 4 * H) + 8 * C + predicts * 12 * config.vocab_size)
 
 
-def models(config, stage, bf16=False):
-    """Bytes of all models of a stage, their gradients and moments."""
+def models(config, stage, bf16=False, further=0):
+    """Bytes of all models of a stage and of `further` that only read, the gradients and moments of those that learn."""
     s = STAGES[stage]
-    return parameters(config) * (16 * s.learning + 4 * s.reading + 2 * bf16 * s.learning)
+    return parameters(config) * (16 * s.learning + 4 * (s.reading + further) + 2 * bf16 * s.learning)
 
 
 def row(config, stage, tokens, bf16=False):
@@ -62,9 +63,9 @@ def row(config, stage, tokens, bf16=False):
     return activations(config, tokens, s.predicts, bf16) + (s.learning - 1) * activations(config, tokens, False, bf16)
 
 
-def rows_that_fit(config, stage, gigabytes, bf16=False):
+def rows_that_fit(config, stage, gigabytes, bf16=False, further=0):
     """The largest --micro_batch of rows as long as the context that stays below; 0 if not even one row does."""
-    return max(0, int((gigabytes * 1e9 - models(config, stage, bf16)) // row(config, stage, config.block_size, bf16)))
+    return max(0, int((gigabytes * 1e9 - models(config, stage, bf16, further)) // row(config, stage, config.block_size, bf16)))
 
 
 def table(tokens=512):

@@ -192,8 +192,9 @@ def random_texts(texts):
 # ---- models ---------------------------------------------------------------------------------------
 
 
-def answered(prompts, answers, tokenizer, device, size=128):
+def answered(model, prompts, answers, tokenizer):
     """Prompts and their answers (lists of ids) in batches: yields idx (B, T), lengths (B,), mask (B, T-1)."""
+    device, size = next(model.parameters()).device, min(128, gpt.rows_at_once(model.config, model.config.block_size))
     for start in range(0, len(prompts), size):
         asked = [tokenizer.render(p["prompt"]) for p in prompts[start:start + size]]
         idx, lengths = gpt.pad([a + b for a, b in zip(asked, answers[start:start + size])], tokenizer.pad, device)
@@ -204,7 +205,7 @@ def answered(prompts, answers, tokenizer, device, size=128):
 def divergence(policy, reference, prompts, answers, tokenizer, temperature):
     """KL(policy || reference) in nats an answer, estimated on the policy's own answers (lists of ids) -> a list, one an answer."""
     found = []
-    for idx, _, mask in answered(prompts, answers, tokenizer, next(policy.parameters()).device):
+    for idx, _, mask in answered(policy, prompts, answers, tokenizer):
         logp, logp_ref = [gpt.token_logprobs(model, idx, temperature, mask) for model in (policy, reference)]
         found += (logp - logp_ref).sum(1).tolist()
     return found
@@ -214,7 +215,7 @@ def divergence(policy, reference, prompts, answers, tokenizer, temperature):
 def scores(reward, prompts, answers, tokenizer, missing_eos_score):
     """What PPO sees of each answer (lists of ids): the reward model's score, or what takes its place -> list of float."""
     found = []
-    for idx, lengths, _ in answered(prompts, answers, tokenizer, next(reward.parameters()).device):
+    for idx, lengths, _ in answered(reward, prompts, answers, tokenizer):
         ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == tokenizer.end
         found += torch.where(ended, reward.score(idx, lengths), missing_eos_score).tolist()
     return found

@@ -102,7 +102,8 @@ def check(cfg, demands=()):
     for f in dataclasses.fields(cfg):
         if None not in (f.metadata["least"], getattr(cfg, f.name)) and getattr(cfg, f.name) < f.metadata["least"]:
             raise UserError(f"--{f.name} must be at least {f.metadata['least']}")
-    for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"), *demands]:
+    for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"),
+                           (cfg.memory < float("inf"), "--memory must be a number of GB"), *demands]:
         if not good:
             raise UserError(sentence)
     if cfg.threads:
@@ -111,7 +112,7 @@ def check(cfg, demands=()):
         torch.set_autocast_enabled(device, cfg.bf16)
         torch.set_autocast_dtype(device, torch.bfloat16)
     torch.set_autocast_cache_enabled(False)  # it would keep the first step's weights: it is emptied where a context ends, and here none does
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
         device = choose_device(cfg.device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         if device.startswith("cuda"):
@@ -202,7 +203,7 @@ def newest_policy(out):
 
 
 def choose_device(name):
-    if name == "auto" and torch.cuda.is_available():
+    if name == "cuda" or name == "auto" and torch.cuda.is_available():
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
     elif name == "auto":
         return "cpu"
@@ -236,10 +237,10 @@ class Run:
         self.noted, self.tokens = {}, 0
         self.micro_batch = cfg.micro_batch
 
-    def prepare(self, stage, models, rows=1):
+    def prepare(self, stage, models, rows=1, further=0):
         """Compile models if --compile says so, and let --memory choose the micro-batch for the first one's shape.
 
-        rows: how many rows one element of a batch has, with --memory.
+        With --memory, rows: how many rows one element of a batch has; further: models beside those of data/memory.py.
         """
         if self.config["compile"]:
             for block in (block for model in models for block in model.modules() if type(block).__name__ == "Block"):
@@ -247,9 +248,9 @@ class Run:
         if self.config["memory"]:
             from data import memory  # it needs gpt, which needs this file
             config, bf16 = models[0].config, self.config["bf16"]
-            fitting = memory.rows_that_fit(config, stage, self.config["memory"], bf16) // rows
+            fitting = memory.rows_that_fit(config, stage, self.config["memory"], bf16, further) // rows
             if not fitting:
-                least = (memory.models(config, stage, bf16) + rows * memory.row(config, stage, config.block_size, bf16)) / 1e9
+                least = (memory.models(config, stage, bf16, further) + rows * memory.row(config, stage, config.block_size, bf16)) / 1e9
                 raise UserError(f"--memory {self.config['memory']:g} is too little: this stage takes at least {least:.2g} GB")
             self.micro_batch = min(fitting, self.config["batch"])
             print(f"{self.stage}: at most {self.micro_batch} rows in memory at once", flush=True)

@@ -31,7 +31,7 @@ import reward  # noqa: E402
 import sft  # noqa: E402
 
 QUICK = bool(os.environ.get("QUICK"))
-OUT = os.environ.get("OUT", "out")
+OUT = os.environ.get("OUT", "out/quick" if QUICK else "out")
 os.chdir(ROOT)
 STAGES = {"gpt": gpt, "sft": sft, "reward": reward, "ppo": ppo}
 SMALL = {

@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import statistics
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -331,8 +332,9 @@ def overoptimisation(roots):
         each = np.array(each)  # (pipelines, points, 3)
         d, _, gold = each.mean(0).T
         far = d > .1
-        fits = laws(d[far], gold[far] - np.mean(curves[judge, "best of N"], 0)[0, 2])
-        smooth = np.stack([np.convolve(run_[:, 2], np.ones(3) / 3, "valid") for run_ in each])  # an iteration's gold is of 256 answers
+        fits = laws(d[far], gold[far] - gold[0])  # both begin at the SFT model
+        width = 1 if name == "best of N" else 3  # an iteration's gold is of 256 answers only
+        smooth = np.stack([np.convolve(run_[:, 2], np.ones(width) / width, "valid") for run_ in each])
         found[f"{judge}: {name}"] = {
             "highest gold": smooth.max(1).tolist(), "last gold": smooth[:, -1].tolist(), "last proxy": each[:, -1, 1].tolist(),
             "last sqrt(KL)": each[:, -1, 0].tolist(), **{f"residual of the {form} law": [rest] for form, (_, _, rest) in fits.items()}}
@@ -350,13 +352,12 @@ def draw_overoptimisation(roots, laid):
     panels = figure.subplots(3, len(JUDGES), sharex="col", sharey="row", squeeze=False)
     for column, judge in zip(panels.T, JUDGES):
         rows = {name: x for (of, name), x in laid.items() if of == judge}
-        start = rows["best of N"][0][0, 2]
         styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
         for i, ((name, (points, fits)), style) in enumerate(zip(rows.items(), styles)):
             d, proxy, gold = points.T
             alpha, beta, _ = fits["best of N" if name == "best of N" else "RL"]
             law = d * (alpha - beta * (d if name == "best of N" else np.log(d.clip(1e-3))))
-            for axes, y in zip(column, (proxy, gold, gold - start - law)):
+            for axes, y in zip(column, (proxy, gold, gold - gold[0] - law)):
                 axes.plot(d, y, color=str(.12 * i), linestyle=style, label=name)
                 axes.grid(alpha=.3)
         column[0].set_title(f"reward model of {judge}")
@@ -377,4 +378,7 @@ if __name__ == "__main__":
     for root in args.pipelines:
         if not (root / "ppo" / "results.json").exists():
             parser.error(f"{root}/ppo/results.json not found: run the four stages with --out {root} first")
-    print(table(EXPERIMENTS[args.experiment](args.pipelines)))
+    try:
+        print(table(EXPERIMENTS[args.experiment](args.pipelines)))
+    except runs.UserError as error:
+        sys.exit(f"experiments: {error}")

@@ -75,6 +75,7 @@ def test_parquet(tmp_path):
     (dict(prompt="Hi", chosen="a", rejected="b"), "another format"),
     (dict(instruction="Hi", output="x"), "another format"),
     ([], "not a JSON object"),
+    (dict(chosen=HH.format("\ud83d"), rejected=HH.format("bad")), "surrogate"),
 ])
 def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, said, tmp_path, capsys):
     good = dict(chosen=HH.format("good"), rejected=HH.format("bad"))
@@ -82,6 +83,21 @@ def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, 
         formats.read_comparisons(write(tmp_path / "data.jsonl", [good, good, record]))
     assert len(formats.read_comparisons(write(tmp_path / "data.json", [good] * 99 + [record]))) == 99
     assert "record 100" in (out := capsys.readouterr().out) and "left out" in out
+
+
+@pytest.mark.parametrize("record", [dict(instruction="Add", input=5, output="6"), dict(info={}, summaries=["a", "b"], choice=0), dict(prompt="Hi", response=None),
+                                    dict(prompt=[USER], completion=answer("x"), chosen=None), dict(messages=[5])])
+def test_a_field_of_the_wrong_type_is_named(record, tmp_path):
+    path = write(tmp_path / "data.jsonl", [record])
+    for read in (formats.read_comparisons, formats.read_demonstrations, formats.read_text):
+        with pytest.raises(UserError, match="data.jsonl, line 1"):
+            read(path)
+
+
+def test_text_comes_from_several_files_and_folders(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    write(tmp_path / "b.json", [dict(prompt="Hi", chosen="three", rejected="x")])
+    assert formats.read_text(tmp_path) == formats.read_text(f"{tmp_path}/a.txt,{tmp_path}/b.json") == ["one", "two", "Hi\nthree"]
 
 
 def test_a_broken_archive_is_one_sentence(tmp_path):

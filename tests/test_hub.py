@@ -91,6 +91,18 @@ def test_a_reward_model_goes_out_and_comes_back(tokenizer, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), back.state_dict().values(), strict=True))
 
 
+def test_a_reward_model_that_others_trained_further_is_not_set_back(tokenizer, tmp_path):
+    hub.export(ours(tokenizer, gpt.ScalarGPT), tokenizer, tmp_path)
+    out = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        out.transformer.ln_f.bias += .3
+    out.save_pretrained(tmp_path)
+    back, _, _ = gpt.load(tmp_path, gpt.ScalarGPT)
+    idx = torch.tensor([tokenizer.render(TURNS[2:]) + [5, tokenizer.end]])
+    with torch.no_grad():
+        assert (out(idx).logits[:, 0] - back.score(idx, torch.tensor([idx.shape[1]]))).abs().max() < 1e-4
+
+
 def test_exported_tokens_are_the_same_for_any_text(tokenizer, tmp_path):
     hub.write_tokenizer(tmp_path, tokenizer, 32)
     spoken, rng = transformers.AutoTokenizer.from_pretrained(tmp_path), random.Random(0)
@@ -130,6 +142,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tokenizer, tmp_path, monkey
     wrong("can not be read", lambda folder: (folder / "vocab.json").write_text("{"))
     wrong("300 tokens, the model 301", config(vocab_size=301))
     wrong(r"wte.weight is \(304, 32\), config.json wants \(304, 64\)", config(n_embd=64))
+    wrong("activation_function is relu, and this code has gelu_new", config(activation_function="relu"))
     wrong("this code reads GPT-2", config(model_type="llama"))
     wrong("h.2.ln_1.weight is missing", config(n_layer=3))
     monkeypatch.setattr(hub, "get_dir", lambda: str(tmp_path))
