@@ -243,11 +243,11 @@ def ensembles(roots):
     for root in roots:
         members(root, "members", asked(FEW)(root))
     paths = ",".join(f"{{root}}/ensembles/members/{i}/reward/ckpt.pt" for i in (1, 2, 3))
-    trials = [Trial("one reward model", SHORT, asked(FEW)),
-              Trial("mean of three", dict(SHORT, reward=paths)),
-              Trial("mean less one deviation", dict(SHORT, reward=paths, caution=1.0)),
-              Trial("minimum of three", dict(SHORT, reward=paths, caution=math.inf)),
-              Trial("one, half of its prompts chosen by doubt", SHORT, asked_in_doubt(FEW))]
+    trials = [Trial("one reward model", SHORTER, asked(FEW)),
+              Trial("mean of three", dict(SHORTER, reward=paths)),
+              Trial("mean less one deviation", dict(SHORTER, reward=paths, caution=1.0)),
+              Trial("minimum of three", dict(SHORTER, reward=paths, caution=math.inf)),
+              Trial("one, half of its prompts chosen by doubt", SHORTER, asked_in_doubt(FEW))]
     return sweep(trials, roots, "ensembles", ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
 
 
