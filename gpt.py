@@ -312,6 +312,11 @@ def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noi
     return out[:, :int(lengths.max())], lengths
 
 
+def with_room(model, tokenizer, prompts, max_new_tokens):
+    """The prompts that leave room for an answer of so many tokens in the model's context."""
+    return [p for p in prompts if len(tokenizer.render(p["prompt"])) <= model.config.block_size - max_new_tokens]
+
+
 def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, copies=1, batch=256):
     """Answer prompts (dicts whose `prompt` is a list of messages) -> list of id lists, each an answer with its <|end|>, if any.
 

@@ -334,9 +334,8 @@ def train(cfg):
     else:
         prompts = almanac.prompts("train", cfg.prompts, f"ppo {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else ""))
         test = almanac.prompts("test", cfg.test_prompts, cfg.seed)
-    room = policy.config.block_size - cfg.max_new_tokens
     given = len(prompts) + len(test)
-    prompts, test = [[p for p in ps if len(tokenizer.render(p["prompt"])) <= room] for ps in (prompts, test)]
+    prompts, test = [gpt.with_room(policy, tokenizer, ps, cfg.max_new_tokens) for ps in (prompts, test)]
     if left_out := given - len(prompts) - len(test):
         print(f"ppo: {left_out} of {given} prompts leave no room for {cfg.max_new_tokens} tokens in the context of "
               f"{policy.config.block_size}: left out", flush=True)

@@ -104,8 +104,7 @@ def normalized(model, mean, std):
 
 def respond(model, tokenizer, prompts, cfg):
     """The prompts that leave room for an answer, each with `responses`: K answers of the model."""
-    room = model.config.block_size - cfg.max_new_tokens
-    prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
+    prompts = gpt.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     began, records = time.time(), []
     for start in range(0, len(prompts), 2000):
         part = prompts[start:start + 2000]
@@ -145,7 +144,7 @@ def ask(cfg, demands):
         """The n-th prompt and its different answers; None if there are not two. The same for all who have this checkpoint."""
         p = given[n]
         if "responses" not in p:
-            if len(tokenizer.render(p["prompt"])) > model.config.block_size - cfg.max_new_tokens:
+            if not gpt.with_room(model, tokenizer, [p], cfg.max_new_tokens):
                 return None
             torch.manual_seed(100_000 * cfg.seed + n)
             p = dict(p, responses=gpt.answers(model, tokenizer, [p], cfg.max_new_tokens, cfg.temperature, cfg.k))

@@ -397,8 +397,7 @@ def run_one(cfg):
     began = time.time()
     models, tokenizer = load_models(cfg)
     last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
-    room = models["sft"].config.block_size - cfg.max_new_tokens
-    prompts = [p for p in almanac.prompts("test", cfg.test_prompts, cfg.seed) if len(tokenizer.render(p["prompt"])) <= room]
+    prompts = gpt.with_room(models["sft"], tokenizer, almanac.prompts("test", cfg.test_prompts, cfg.seed), cfg.max_new_tokens)
     ids = {name: sample(model, tokenizer, prompts, cfg, cfg.temperature) for name, model in models.items()}
     answers = {name: Answers(prompts, [tokenizer.decode(row) for row in rows], rows) for name, rows in ids.items()}
     if cfg.judge == "human":

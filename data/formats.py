@@ -231,12 +231,15 @@ def recognise(record):
     """A record of any known format -> (the format's name, the record in ours)."""
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    if "\n\nHuman:" in str(record.get("chosen"))[:10]:
-        return "transcripts of two assistants (Anthropic HH-RLHF)", _pair(_transcript(record["chosen"]), _transcript(str(record.get("rejected"))))
-    for name, (fields, convert) in FORMATS.items():
-        if all(isinstance(record.get(field), kind) for field, kind in fields.items()):
+    for name, (fits, convert) in FORMATS.items():
+        if fits(record):
             return name, convert(record)
     return OURS, record
+
+
+def _has(**fields):
+    """Whether a record has these fields, of these types."""
+    return lambda record: all(isinstance(record.get(name), kind) for name, kind in fields.items())
 
 
 def _transcript(text):
@@ -303,20 +306,21 @@ def _turns(record, name):
 
 
 def _trl(record):
-    prompt = record["prompt"]
-    return dict(prompt=prompt if isinstance(prompt, str) else _conversation(prompt),
+    return dict(prompt=_conversation(record["prompt"]),
                 **{name: _turns(record, name) for name in ("completion", "chosen", "rejected") if name in record})
 
 
-# What a record must hold to be of a format, by field and type; and how it becomes one of ours. The first that fits counts.
+# Whether a record is of a format, and how it becomes one of ours. The first that fits counts.
 FORMATS = {
-    "instructions (Alpaca)": (dict(instruction=str, output=str), _instruction),
-    "comparisons of summaries (OpenAI TL;DR)": (dict(info=dict, summaries=list, choice=int), _summaries),
-    "posts and summaries (OpenAI TL;DR)": (dict(post=str, summary=str), lambda r: dict(prompt=_post(r), response=r["summary"].strip())),
-    "conversations (OpenAI chat)": (dict(messages=list), lambda r: _answered(_conversation(r["messages"]))),
-    "prompts and preferences (TRL)": (dict(prompt=list, chosen=list, rejected=list), _trl),
-    "prompts and completions (TRL)": (dict(prompt=list, completion=list), _trl),
-    "preferred conversations (TRL)": (dict(chosen=list, rejected=list), lambda r: _pair(_conversation(r["chosen"]), _conversation(r["rejected"]))),
+    "transcripts of two assistants (Anthropic HH-RLHF)": (lambda r: "\n\nHuman:" in str(r.get("chosen"))[:10],
+                                                          lambda r: _pair(_transcript(r["chosen"]), _transcript(str(r.get("rejected"))))),
+    "instructions (Alpaca)": (_has(instruction=str, output=str), _instruction),
+    "comparisons of summaries (OpenAI TL;DR)": (_has(info=dict, summaries=list, choice=int), _summaries),
+    "posts and summaries (OpenAI TL;DR)": (_has(post=str, summary=str), lambda r: dict(prompt=_post(r), response=r["summary"].strip())),
+    "conversations (OpenAI chat)": (_has(messages=list), lambda r: _answered(_conversation(r["messages"]))),
+    "prompts and preferences (TRL)": (_has(prompt=list, chosen=list, rejected=list), _trl),
+    "prompts and completions (TRL)": (_has(prompt=list, completion=list), _trl),
+    "preferred conversations (TRL)": (_has(chosen=list, rejected=list), lambda r: _pair(_conversation(r["chosen"]), _conversation(r["rejected"]))),
 }
 
 

@@ -98,7 +98,7 @@ def _say(error):
 
 
 def check(cfg, demands=()):
-    """Refuse flags below their bounds, or against the demands of a stage; then set the number of threads."""
+    """Refuse flags below their bounds, or against the demands of a stage; then set threads, precision and processes."""
     for f in dataclasses.fields(cfg):
         if None not in (f.metadata["least"], getattr(cfg, f.name)) and getattr(cfg, f.name) < f.metadata["least"]:
             raise UserError(f"--{f.name} must be at least {f.metadata['least']}")

@@ -264,9 +264,8 @@ def best(root, rm, n_prompts=300):
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     members, _ = gpt.load_rewards(rm, tokenizer)
     cfg = ppo.Config()
-    room = model.config.block_size - cfg.max_new_tokens
     prompts = almanac.prompts("test", n_prompts, metrics.read_results(root)["ppo"]["config"]["seed"])
-    prompts = [p for p in prompts if len(tokenizer.render(p["prompt"])) <= room]
+    prompts = gpt.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     torch.manual_seed(0)
     plain = metrics.judge_all(prompts, gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature))
     ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature, max(NS))
