@@ -174,7 +174,7 @@ def write(path, content, keep=None):
 def write_figure(path, figure):
     """Write a matplotlib Figure as PNG."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")  # else labels at the left edge may be cut
     write(path, picture.getvalue())
 
 
