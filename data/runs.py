@@ -15,9 +15,9 @@ import dataclasses
 import difflib
 import io
 import json
+import math
 import os
 import re
-import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -202,6 +202,18 @@ def newest_policy(out):
     return max(found, key=lambda p: p.stat().st_mtime)
 
 
+def peak_memory():
+    """GB that this process has taken at most; NaN on Windows, which does not say so here."""
+    status = Path("/proc/self/status")
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024 / 1e9  # Linux's ru_maxrss would be that of the process that started this one, if larger
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
 def choose_device(name):
     if name == "cuda" or name == "auto" and torch.cuda.is_available():
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
@@ -336,7 +348,6 @@ class Run:
 
     def finish(self, **results):
         """Write results.json and say where everything is."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-        results = dict(stage=self.stage, memory_gb=peak, **results, config=self.config)
+        results = dict(stage=self.stage, memory_gb=peak_memory(), **results, config=self.config)
         write(self.path("results.json"), json.dumps(results, indent=1))
         print(f"\n{self.stage}: {self.seconds:.0f} s; ckpt.pt, log.jsonl, curves.png and results.json are in {self.folder}")

@@ -249,6 +249,12 @@ def test_a_person_judges_two_models_blind(pipeline, tmp_path):
     assert "harmless" not in done.stdout.split("---- 1")[1]
 
 
+def test_peak_memory_is_the_own_process_not_that_of_its_parent():
+    child = "from data import runs; grown = b'1' * 300_000_000; print(runs.peak_memory())"
+    parent = f"import subprocess, sys; grown = b'1' * 2_000_000_000; print(subprocess.check_output([sys.executable, '-c', {child!r}], text=True))"
+    assert .3 < float(python("-c", parent).stdout) < 1.5
+
+
 def test_a_full_disk_loses_nothing(tmp_path):
     """A limit on the size of files stands for the full disk: the next save fails, the last checkpoint stays."""
     gpt.train(gpt.Config(out=str(tmp_path), steps=1, **SMALL))
