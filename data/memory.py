@@ -10,7 +10,7 @@ In bytes, of a model with P parameters, of which L blocks of C channels and H he
     copies       2 P more                     with --bf16: the learning models' matrices in bfloat16, while a graph is there
     activations  rows T (L (64 C + 4 H) + 8 C + 12 V) in fp32, rows T (L (36 C + 4 H) + 8 C + 12 V) with --bf16; the term
                  with the vocabulary V only where tokens are predicted: log-probabilities, and in backward their gradient
-                 and the logits'
+                 and the logits'. With --gradient_checkpointing, L blocks keep 4 C each, and one at a time the rest
 
 A block keeps 16 C numbers a token: the inputs of two LayerNorms (2 C), of three of its matrices (C, C, 4 C), of attention
 (3 C), of GELU (4 C), and what attention gives (C), the input of the fourth matrix. With --bf16, those of the LayerNorms
@@ -45,10 +45,11 @@ def parameters(config):
     return (config.vocab_size + config.block_size) * C + config.n_layer * (12 * C * C + 13 * C) + 2 * C
 
 
-def activations(config, tokens, predicts, bf16=False):
+def activations(config, tokens, predicts, bf16=False, checkpointing=False):
     """Bytes that a graph over so many tokens keeps, and what backward adds to them at its peak."""
     L, H, C = config.n_layer, config.n_head, config.n_embd
-    return tokens * (L * ((36 if bf16 else 64) * C + 4 * H) + 8 * C + predicts * 12 * config.vocab_size)
+    block = (36 if bf16 else 64) * C + 4 * H
+    return tokens * ((L * 4 * C + block if checkpointing else L * block) + 8 * C + predicts * 12 * config.vocab_size)
 
 
 def models(config, stage, bf16=False, further=0):
@@ -57,15 +58,17 @@ def models(config, stage, bf16=False, further=0):
     return parameters(config) * (16 * s.learning + 4 * (s.reading + further) + 2 * bf16 * s.learning)
 
 
-def row(config, stage, tokens, bf16=False):
+def row(config, stage, tokens, bf16=False, checkpointing=False):
     """Bytes that each row of so many tokens adds. PPO's value model predicts no tokens."""
     s = STAGES[stage]
-    return activations(config, tokens, s.predicts, bf16) + (s.learning - 1) * activations(config, tokens, False, bf16)
+    return (activations(config, tokens, s.predicts, bf16, checkpointing)
+            + (s.learning - 1) * activations(config, tokens, False, bf16, checkpointing))
 
 
-def rows_that_fit(config, stage, gigabytes, bf16=False, further=0):
+def rows_that_fit(config, stage, gigabytes, bf16=False, checkpointing=False, further=0):
     """The largest --micro_batch of rows as long as the context that stays below; 0 if not even one row does."""
-    return max(0, int((gigabytes * 1e9 - models(config, stage, bf16, further)) // row(config, stage, config.block_size, bf16)))
+    left = gigabytes * 1e9 - models(config, stage, bf16, further)
+    return max(0, int(left // row(config, stage, config.block_size, bf16, checkpointing)))
 
 
 def table(tokens=512):

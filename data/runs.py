@@ -13,6 +13,7 @@ A user's mistake is a UserError: one sentence and exit status 2, never a traceba
 import argparse
 import dataclasses
 import difflib
+import functools
 import io
 import json
 import math
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 
 class UserError(Exception):
@@ -50,6 +52,7 @@ class Common:
     memory: float = knob(0.0, "GB to stay below, by the estimate of data/memory.py, which then chooses --micro_batch", least=0)
     bf16: bool = knob(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
     compile: bool = knob(False, "torch.compile the transformer's blocks: slow to start, then faster on GPUs")
+    gradient_checkpointing: bool = knob(False, "keep only the inputs of the blocks and compute the rest again in backward: less memory, a third more time")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -250,19 +253,22 @@ class Run:
         self.micro_batch = cfg.micro_batch
 
     def prepare(self, stage, models, rows=1, further=0):
-        """Compile models if --compile says so, and let --memory choose the micro-batch for the first one's shape.
+        """Let models be as --gradient_checkpointing and --compile say, and --memory choose the micro-batch for the first one's shape.
 
         With --memory, rows: how many rows one element of a batch has; further: models beside those of data/memory.py.
         """
-        if self.config["compile"]:
-            for block in (block for model in models for block in model.modules() if type(block).__name__ == "Block"):
+        for block in (block for model in models for block in model.modules() if type(block).__name__ == "Block"):
+            if self.config["gradient_checkpointing"]:
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            if self.config["compile"]:
                 block.compile(dynamic=True)
         if self.config["memory"]:
             from data import memory  # it needs gpt, which needs this file
-            config, bf16 = models[0].config, self.config["bf16"]
-            fitting = memory.rows_that_fit(config, stage, self.config["memory"], bf16, further) // rows
+            config, bf16, checkpointing = models[0].config, self.config["bf16"], self.config["gradient_checkpointing"]
+            fitting = memory.rows_that_fit(config, stage, self.config["memory"], bf16, checkpointing, further) // rows
             if not fitting:
-                least = (memory.models(config, stage, bf16, further) + rows * memory.row(config, stage, config.block_size, bf16)) / 1e9
+                one = memory.row(config, stage, config.block_size, bf16, checkpointing)
+                least = (memory.models(config, stage, bf16, further) + rows * one) / 1e9
                 raise UserError(f"--memory {self.config['memory']:g} is too little: this stage takes at least {least:.2g} GB")
             self.micro_batch = min(fitting, self.config["batch"])
             print(f"{self.stage}: at most {self.micro_batch} rows in memory at once", flush=True)

@@ -88,6 +88,10 @@ def test_bf16_learns_as_fast(tmp_path):
     assert losses[1][-1] == pytest.approx(losses[0][-1], abs=.05)
 
 
+def test_computing_activations_again_leaves_every_stage_unchanged(whole, tmp_path):
+    assert_same(whole, recipe(tmp_path, gradient_checkpointing=True))
+
+
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same(whole, tmp_path):
     assert_same(whole, recipe(tmp_path, compile=True), 1e-4)
