@@ -90,7 +90,7 @@ def quality(ranks):
 def normalized(model, mean, std):
     """A copy of the model whose scores average 0 with deviation 1 where the model's average `mean` with deviation `std`.
 
-    The scale goes into the head, so that a checkpoint needs nothing else (Ziegler et al. 2019, section 2.1). The order
+    The scale goes into the head, so that a checkpoint needs nothing else (Ziegler et al. 2019, section 2). The order
     of answers, and so the accuracy, is unchanged.
     """
     model = copy.deepcopy(model)

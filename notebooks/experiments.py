@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -259,7 +260,8 @@ NS = [1, 2, 4, 8, 16, 32]
 def best(root, rm, n_prompts=300):
     """Of N answers of the SFT model to each held-out prompt, keep the one that a reward model likes best -> {N: figures}.
 
-    KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix G.3).
+    KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix G.3), or less where answers coincide
+    (Beirami et al. 2024, arXiv 2401.01879).
     """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     members, _ = gpt.load_rewards(rm, tokenizer)
@@ -268,7 +270,11 @@ def best(root, rm, n_prompts=300):
     prompts = gpt.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     torch.manual_seed(0)
     plain = metrics.judge_all(prompts, gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature))
-    ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature, max(NS))
+    ids, began = [], time.time()
+    for start in range(0, len(prompts), 50):
+        ids += gpt.sample(model, tokenizer, prompts[start:start + 50], cfg.max_new_tokens, cfg.temperature, max(NS))
+        done = len(ids) // max(NS)
+        print(f"best of {max(NS)}: {done}/{len(prompts)} prompts answered  {runs.time_left(began, done, len(prompts))}", flush=True)
     asked = [p for p in prompts for _ in range(max(NS))]
     scores = torch.tensor(metrics.scores(gpt.Ensemble(members), asked, ids, tokenizer, cfg.missing_eos_score)).view(len(prompts), -1)
     found = {}
@@ -349,15 +355,17 @@ def draw_overoptimisation(roots, laid):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(10, 9), layout="constrained")
     panels = figure.subplots(3, len(JUDGES), sharex="col", sharey="row", squeeze=False)
+    names = list(dict.fromkeys(name for _, name in laid))
+    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
     for column, judge in zip(panels.T, JUDGES):
         rows = {name: x for (of, name), x in laid.items() if of == judge}
-        styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
-        for i, ((name, (points, fits)), style) in enumerate(zip(rows.items(), styles)):
+        for name, (points, fits) in rows.items():
             d, proxy, gold = points.T
+            i = names.index(name)
             alpha, beta, _ = fits["best of N" if name == "best of N" else "RL"]
             law = d * (alpha - beta * (d if name == "best of N" else np.log(d.clip(1e-3))))
             for axes, y in zip(column, (proxy, gold, gold - gold[0] - law)):
-                axes.plot(d, y, color=str(.12 * i), linestyle=style, label=name)
+                axes.plot(d, y, color=str(.12 * i), linestyle=styles[i], label=name)
                 axes.grid(alpha=.3)
         column[0].set_title(f"reward model of {judge}")
         column[0].legend(frameon=False, fontsize=8)

@@ -26,7 +26,7 @@ def test_the_table_is_what_the_evaluation_makes_of_its_results():
     assert len(every) == 3 and block("results") == evaluation.seeds_table(every)
 
 
-@pytest.mark.parametrize("name", ["options", "rounds", "ensembles", "best_of_n", "overoptimisation"])
+@pytest.mark.parametrize("name", ["options", "rounds", "feedback", "ensembles", "best_of_n", "overoptimisation"])
 def test_the_tables_of_the_experiments_are_made_of_their_results(name):
     found = json.loads((RESULTS / f"{name}.json").read_text())
     assert block(name) == experiments.table(found.get("table", found))
