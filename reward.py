@@ -13,9 +13,10 @@ only, never the labeler's gold.
 
     python reward.py --label    rank answers yourself; the labels are for --data
 
-From round 2 on the last policy answers, and the rankings of all rounds count. Several reward models that disagree show
-what they do not know (Christiano et al. 2017): make them with --bootstrap and different seeds on the same --data, let
-`ppo.py --reward a.pt,b.pt` use them together, and `--active a.pt,b.pt` choose what to rank next.
+From round 2 on the last policy answers, and the reward model of the round before learns on, from the rankings of all
+rounds. Several reward models that disagree show what they do not know (Christiano et al. 2017): make them with
+--bootstrap and different seeds on the same --data, let `ppo.py --reward a.pt,b.pt` use them together, and
+`--active a.pt,b.pt` choose what to rank next.
 """
 
 import copy
@@ -36,14 +37,16 @@ from data.runs import UserError, knob
 
 @dataclass
 class Config(runs.Common):
-    init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in --out)")
+    init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in --out; in later rounds "
+                         "the reward model of the round before)")
     policy: str = knob("", "who answers (default: the SFT model; in later rounds the policy of the round before)")
     label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or answers to rank again")
     labeler: str = knob("", "with --label: whose file in feedback/ the labels go to (default: your login name)")
-    round: int = knob(1, "from 2 on, the rankings of all rounds before are learned too", least=1)
-    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000, with --label 100", least=0)
+    round: int = knob(1, "from 2 on, the reward model of the round before learns on, from the rankings of all rounds", least=1)
+    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 10000, with --label 100", least=0)
     k: int = knob(4, "answers for each prompt, 2 to 9")
-    temperature: float = knob(0.7, "of sampling: as in PPO, so that the answers it will judge are like those it has seen")
+    temperature: float = knob(None, "of sampling (default: 0.7, as in PPO, so that the answers it will judge are like those it has "
+                                    "seen; in later rounds 1)")
     max_new_tokens: int = knob(40, "longest answer", least=1)
     steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit", least=0)
     active: str = knob("", "reward models, with commas between: of four times as many prompts rank those they disagree on most")
@@ -52,6 +55,11 @@ class Config(runs.Common):
     lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0", least=0)
     test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
     save_every: int = knob(200, "steps between two checkpoints", least=1)
+
+    def __post_init__(self):
+        # A policy that PPO has made sharp says the same thing four times: at 0.7, a prompt of the third round had .7 pairs to
+        # learn from, at 1 it has 1.8. Gold after it, seeds 1 and 2: .78 and .82 at 0.7, .80 and .84 at 1.
+        self.temperature = self.temperature if self.temperature is not None else .7 if self.round == 1 else 1.0
 
 
 # ---- equations ------------------------------------------------------------------------------------
@@ -241,7 +249,7 @@ def train(cfg):
         if policy_tokenizer != tokenizer:
             raise UserError(f"{policy_path} has another tokenizer than {sft_path}: give --init the SFT model it comes from")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
-        wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
+        wanted = cfg.prompts or (12000 if cfg.round == 1 else 10000)
         records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         if cfg.active:
@@ -260,8 +268,13 @@ def train(cfg):
     if not examples or not test:
         raise UserError(f"{cfg.data or 'the almanac'}: no comparison fits in the context of {block_size} tokens")
 
-    model = gpt.ScalarGPT(sft_model.config).to(run.device)
-    model.trunk.load_state_dict(sft_model.state_dict())
+    if cfg.round > 1 and not cfg.init:
+        # From the SFT model, one pass over three rounds of rankings orders 78% of the third policy's pairs right, two passes
+        # 85%; from the reward model of the round before, one pass 83%.
+        model, _, _ = gpt.load(run.earlier("reward", cfg.round - 1), gpt.ScalarGPT, run.device, runs.hint("reward", cfg.round - 1))
+    else:
+        model = gpt.ScalarGPT(sft_model.config).to(run.device)
+        model.trunk.load_state_dict(sft_model.state_dict())
     sft_model = policy = None  # their memory is wanted
     before, _ = score_all(model, test_examples[:5], run.device)
     run.prepare("reward", [model], rows=max(len(ranks) for _, ranks in examples))

@@ -311,12 +311,14 @@ def test_a_write_is_whole_or_not_at_all(tmp_path):
 
 
 def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path):
-    """The second reward model learns all rankings, the second policy starts from the first; the reference stays."""
+    """The second reward model starts from the first and learns all rankings, as the second policy does; the reference stays."""
     out = tmp_path / "out"
     shutil.copytree(pipeline[0], out)
     common = dict(out=str(out), max_new_tokens=8, log_every=1, round=2)
     first = gpt.load(out / "ppo" / "ckpt.pt")[0]
-    reward.train(reward.Config(prompts=10, test_prompts=6, k=3, batch=4, **common))
+    second, _ = reward.train(reward.Config(prompts=10, test_prompts=6, k=3, batch=4, lr=0.0, **common))
+    trunk = gpt.load(out / "reward" / "ckpt.pt", gpt.ScalarGPT)[0].trunk
+    assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), second.trunk.parameters()))  # steps of length 0
     rows = [len(formats.read_comparisons(out / stage / "comparisons.jsonl")) for stage in ("reward", "reward-2")]
     steps = [json.loads(line)["step"] for line in open(out / "reward-2" / "log.jsonl")]
     assert 0 < rows[1] <= 10 and len(steps) > -(-rows[1] // 4)  # more than the round's own: prompts that do not fit are left out
