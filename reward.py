@@ -43,12 +43,12 @@ class Config(runs.Common):
     label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or answers to rank again")
     labeler: str = knob("", "with --label: whose file in feedback/ the labels go to (default: your login name)")
     round: int = knob(1, "from 2 on, the reward model of the round before learns on, from the rankings of all rounds", least=1)
-    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 10000, with --label 100", least=0)
+    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000, with --label 100", least=0)
     k: int = knob(4, "answers for each prompt, 2 to 9")
     temperature: float = knob(None, "of sampling (default: 0.7, as in PPO, so that the answers it will judge are like those it has "
                                     "seen; in later rounds 1)")
     max_new_tokens: int = knob(40, "longest answer", least=1)
-    steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as several overfit", least=0)
+    steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as in Ouyang et al. 2022", least=0)
     active: str = knob("", "reward models, with commas between: of four times as many prompts rank those they disagree on most")
     bootstrap: bool = knob(False, "learn from as many prompts drawn with replacement: for several reward models that differ")
     batch: int = knob(32, "prompts a step, each with its K answers", least=1)
@@ -249,7 +249,7 @@ def train(cfg):
         if policy_tokenizer != tokenizer:
             raise UserError(f"{policy_path} has another tokenizer than {sft_path}: give --init the SFT model it comes from")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
-        wanted = cfg.prompts or (12000 if cfg.round == 1 else 10000)
+        wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
         records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         if cfg.active:
