@@ -191,6 +191,7 @@ class Person:
         self.pid, self.fd = pty.fork()
         if not self.pid:
             os.chdir(ROOT)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, as these tests may be, ignores Ctrl-C
             os.execv(sys.executable, command(out, "--prompts", total, "--k", 2))
         self.seen = ""
 
