@@ -383,7 +383,7 @@ def update(model, opt, losses, lr, clip=1.0):
     if runs.world() > 1:
         for p in model.parameters():
             p.grad = runs.add_up(torch.zeros_like(p) if p.grad is None else p.grad)
-        total = runs.add_up(total.to(p.device))
+        total = runs.add_up(total.to(next(model.parameters()).device))
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     for group in opt.param_groups:
         group["lr"] = lr
@@ -440,16 +440,17 @@ def load(path, kind=GPT, device="cpu", hint=""):
 
 
 def load_rewards(paths, tokenizer, device="cpu", hint="", block_size=0):
-    """Reward models, "a.pt,b.pt", all with this tokenizer and at least this context -> (list of ScalarGPT, what the first checkpoint says of itself)."""
-    found = []
+    """Reward models, "a.pt,b.pt", all with this tokenizer and at least this context -> (list of ScalarGPT, list of what their checkpoints say of themselves)."""
+    models, abouts = [], []
     for path in str(paths).split(","):
         model, other, about = load(path, ScalarGPT, device, hint)
         if other != tokenizer:
             raise UserError(f"{path} has another tokenizer than the policy: {hint or 'choose another'}")
         if model.config.block_size < block_size:
             raise UserError(f"{path} reads {model.config.block_size} tokens and the policy writes {block_size}: {hint or 'choose another'}")
-        found.append((model, about))
-    return [model for model, _ in found], found[0][1]
+        models.append(model)
+        abouts.append(about)
+    return models, abouts
 
 
 # ---- pretraining ----------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ its own; reference and reward model never change. An answer is one episode: gamm
     python ppo.py       needs out/sft/ckpt.pt and out/reward/ckpt.pt; about 2 minutes on 2 CPU cores
     python ppo.py --eval    judges all models there are in every way that the field knows, and writes out/report.md
 
-One pass of four minibatches over 256 answers, like InstructGPT's one pass of eight. Four passes over 128 answers, as
-Ziegler et al. and their successors make, took a little longer an iteration here and reached the same gold.
+One pass of four minibatches over 256 answers, like InstructGPT's one pass of eight. Four passes, as Ziegler et al.
+and their successors make, go too far at this learning rate (measured: README, options).
 
 Options of the papers, off unless asked for: adaptive beta (--kl_target), pretraining gradients (--ptx), reward whitening,
 the estimator k3 of KL, early stopping (--target_kl), a value model that starts as the SFT model; what each does here is
@@ -52,17 +52,17 @@ class Config(runs.Common):
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
     lr: float = knob(None, "learning rate, falling linearly to 0 (default: 6e-4, in later rounds 1e-4)", least=0)
-    beta: float = knob(None, "weight of the KL penalty, in standard deviations of the reward model's score per nat (default: 0.2, in later rounds 0.05)")
+    beta: float = knob(None, "weight of the KL penalty, in standard deviations of the reward model's score per nat (default: 0.2, in later rounds 0.05)", least=0)
     kl_target: float = knob(0.0, "nats an answer to which beta steers KL (Ziegler et al. 2019, section 2.2); 0: beta stays", least=0)
-    kl_horizon: int = knob(10000, "with --kl_target: answers in which beta grows or falls by 20% at most", least=1)
-    kl_estimator: str = knob("k1", "of each token's KL in the reward: k1 = log ratio, or k3 = 1/ratio - 1 + log ratio")
+    kl_horizon: int = knob(1000, "with --kl_target: answers in which beta grows or falls by 20% at most", least=1)
+    kl_estimator: str = knob("k1", "of each token's KL in the reward: k1 = logp - logp_ref, or k3 = exp(-k1) - 1 + k1")
     whiten_rewards: bool = knob(False, "scale the rewards per token to deviation 1 (Ziegler et al. 2019, their code)")
     ptx: float = knob(0.0, "weight of the loss on pretraining text (Ouyang et al. 2022, eq. 2: 27.8)", least=0)
     ptx_text: str = knob("", "with --ptx: the text (default: gpt/text.txt in --out)")
-    gamma: float = knob(1.0, "discount")
-    lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step")
-    clip: float = knob(0.2, "clip range of ratio and values")
-    vf_coef: float = knob(0.1, "weight of the value loss")
+    gamma: float = knob(1.0, "discount", least=0)
+    lam: float = knob(0.95, "GAE's lambda: 1 is Monte Carlo, 0 is one-step", least=0)
+    clip: float = knob(0.2, "clip range of ratio and values", least=0)
+    vf_coef: float = knob(0.1, "weight of the value loss", least=0)
     value_init: str = knob("reward", "where the value model starts: reward, or sft")
     target_kl: float = knob(0.0, "no further pass over a batch once approx_kl is above this; 0: never stop", least=0)
     temperature: float = knob(0.7, "of sampling, and so of every log-probability, as in Ziegler et al. 2019")
@@ -145,7 +145,11 @@ def policy_loss(logp, logp_old, advantages, mask, clip, count=None):
 
 
 def value_loss(values, values_old, returns, mask, clip, count=None):
-    """Half the squared error; a value that moved further than `clip` gets no credit for it -> scalar."""
+    """Half the squared error -> scalar: mean of 1/2 max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2).
+
+    The loss is Schulman et al. 2017, equation 9; the clip is OpenAI's baselines': a value that moved further than `clip` gets
+    no credit for it.
+    """
     clipped = values_old + (values - values_old).clamp(-clip, clip)
     return 0.5 * gpt.masked_mean(torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask, count)
 
@@ -281,9 +285,9 @@ def describe(batch, prompts, tokenizer):
                    entropy=-gpt.masked_mean(batch.logp_old, batch.mask).item(), end_rate=batch.ended.float().mean().item(),
                    kl_token=gpt.masked_mean(batch.logp_old - batch.logp_ref, batch.mask).item(),
                    explained_variance=1 - (residual.var() / batch.returns[batch.mask].var()).item())
-    if "kind" in prompts[0]:
-        answers = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())]
-        figures["gold"] = sum(j.gold for j in metrics.judge_all(prompts, answers)) / len(prompts)
+    answers = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())]
+    if judgements := metrics.judge_all(prompts, answers):
+        figures["gold"] = sum(j.gold for j in judgements) / len(prompts)
     return figures
 
 
@@ -298,12 +302,13 @@ def train(cfg):
         (cfg.minibatches <= cfg.batch, "--minibatches must not exceed --batch"),
         (cfg.temperature > 0, "--temperature must be above 0: PPO learns from samples"),
         (cfg.kl_estimator in ("k1", "k3"), f"--kl_estimator must be k1 or k3, not {cfg.kl_estimator}"),
+        (not cfg.target_kl or cfg.epochs > 1, "--target_kl stops further passes over a batch: it needs --epochs above 1"),
         (cfg.value_init in ("reward", "sft"), f"--value_init must be reward or sft, not {cfg.value_init}")])
     sft_path, rm_path = cfg.init or run.earlier("sft"), cfg.reward or run.earlier("reward", cfg.round)
     policy_path = sft_path if cfg.round == 1 else run.earlier("ppo", cfg.round - 1)
     reference, tokenizer, _ = gpt.load(sft_path, gpt.GPT, run.device, runs.hint("sft"))
     policy, policy_tokenizer, _ = gpt.load(policy_path, gpt.GPT, run.device, runs.hint("ppo", cfg.round - 1))
-    rewards, about = gpt.load_rewards(rm_path, tokenizer, run.device, runs.hint("reward", cfg.round), policy.config.block_size)
+    rewards, abouts = gpt.load_rewards(rm_path, tokenizer, run.device, runs.hint("reward", cfg.round), policy.config.block_size)
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     if policy_tokenizer != tokenizer:
         raise UserError(f"{policy_path} has another tokenizer than {sft_path}: {runs.hint('ppo', cfg.round - 1)}")
@@ -358,7 +363,7 @@ def train(cfg):
         diagnostics = update(policy, value, opt, batch, cfg, lr, text)
         updated = run.seconds
         if run.due(step, cfg.save_every):
-            run.save(gpt.checkpoint(policy, tokenizer, **run.about(step, about)))
+            run.save(gpt.checkpoint(policy, tokenizer, **run.about(step, abouts[0])))
         figures = describe(batch, asked, tokenizer)
         run.log(step, tokens=int(batch.mask.sum()), **{name: figures[name] for name in SHOWN if name in figures},
                 also={**figures, **diagnostics, "lr": lr, "beta": beta,
@@ -375,7 +380,7 @@ def train(cfg):
     rounds.append(metrics.outline(cfg.round, results, "ppo"))
     run.draw([["gold"], ["score"], ["kl"]], rounds, "round", "rounds.png")
     samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()}) for i, p in enumerate(test[:20])]
-    run.finish(**results, round=cfg.round, rounds=rounds, seconds=run.about(cfg.steps - 1, about)["seconds"], samples=samples)
+    run.finish(**results, round=cfg.round, rounds=rounds, seconds=run.about(cfg.steps - 1, abouts[0])["seconds"], samples=samples)
     return policy, run.history
 
 

@@ -129,14 +129,15 @@ def compare(records, rng):
 
 
 @torch.no_grad()
-def most_doubtful(members, tokenizer, records, n, device):
+def most_doubtful(members, abouts, tokenizer, records, n, device):
     """The n records on whose `responses` reward models differ most (Christiano et al. 2017, section 2.2.4).
 
-    Doubt is the variance between the members of the probability that one answer wins over another, over all pairs.
+    Doubt is the variance between the members of the probability that one answer wins over another, over all pairs; a
+    member's scores times the scale in its checkpoint's `about` are log-odds.
     """
-    unranked = [encode(tokenizer, {**r, "ranks": [1] * len(r["responses"])}, members[0].config.block_size) for r in records]
-    records, examples = zip(*[(r, e) for r, e in zip(records, unranked) if e])
-    scores = torch.stack([score_all(member, examples, device)[0] for member in members])  # (M, N, K)
+    encoded = [(r, e) for r in records if (e := encode(tokenizer, r, members[0].config.block_size))]
+    records, examples = [r for r, _ in encoded], [e for _, e in encoded]
+    scores = torch.stack([about.get("scale", 1.0) * score_all(member, examples, device)[0] for member, about in zip(members, abouts)])  # (M, N, K)
     doubt = torch.sigmoid(scores[..., :, None] - scores[..., None, :]).var(0).mean((1, 2))  # (N,)
     return [records[i] for i in doubt.argsort(descending=True)[:n]]
 
@@ -144,7 +145,7 @@ def most_doubtful(members, tokenizer, records, n, device):
 def ask(cfg, demands):
     """`python reward.py --label`: a person ranks answers; the file that this makes is one for --data."""
     runs.check(cfg, demands)
-    path = cfg.policy or runs.newest_policy(cfg.out)
+    path = cfg.policy or runs.newest_policy(cfg.out, "--policy")
     model, tokenizer, _ = gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), "name a policy's checkpoint with --policy")
     given = formats.read_questions(cfg.data) if cfg.data else almanac.prompts("train", cfg.prompts or 100, f"label {cfg.seed}")
 
@@ -159,16 +160,16 @@ def ask(cfg, demands):
         different = list(dict.fromkeys(p["responses"]))
         return dict(p, responses=different) if len(different) > 1 else None
 
-    book = feedback.Book(cfg.out, cfg.labeler)
-    feedback.label(question, len(given), book, dict(checkpoint=str(path)))
+    book = feedback.Book(cfg.out, cfg.labeler, checkpoint=str(path), seed=cfg.seed, asked=cfg.data or "the almanac")
+    feedback.label(question, len(given), book)
     print(f"python reward.py --data {book.path} learns from them")
 
 
 def encode(tokenizer, record, block_size):
-    """A comparison -> (list of K id lists, ranks); None if an answer does not fit in the context."""
+    """A comparison -> (list of K id lists, ranks, all 1 if nobody has ranked); None if an answer does not fit in the context."""
     prompt = tokenizer.render(record["prompt"])
     rows = [prompt + tokenizer.encode(r) + [tokenizer.end] for r in record["responses"]]
-    return (rows, record["ranks"]) if max(map(len, rows)) <= block_size else None
+    return (rows, record.get("ranks") or [1] * len(rows)) if max(map(len, rows)) <= block_size else None
 
 
 def score(model, batch, device):
@@ -233,7 +234,8 @@ def evaluate(model, records, examples, device):
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
-    demands = [(2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
+    demands = [(not cfg.active or "," in cfg.active, "--active asks where reward models disagree: name at least two"),
+               (2 <= cfg.k <= 9, "--k must be between 2 and 9 answers"),
                (cfg.temperature > 0, "--temperature must be above 0: equal answers can not be ranked")]
     if cfg.label:
         return ask(cfg, demands)
@@ -243,24 +245,31 @@ def train(cfg):
     block_size = sft_model.config.block_size
     if cfg.data:
         records, test = formats.split(formats.read_comparisons(cfg.data))
+        typical = records[:500]
     else:
         policy_path = cfg.policy or (sft_path if cfg.round == 1 else run.earlier("ppo", cfg.round - 1))
-        policy, policy_tokenizer, about = gpt.load(policy_path, gpt.GPT, run.device, runs.hint("ppo", cfg.round - 1))
+        policy, policy_tokenizer, about = gpt.load(policy_path, gpt.GPT, run.device, "check --policy" if cfg.policy else runs.hint("ppo", cfg.round - 1))
         if policy_tokenizer != tokenizer:
             raise UserError(f"{policy_path} has another tokenizer than {sft_path}: give --init the SFT model it comes from")
+        earlier = [run.earlier("reward", n).with_name("comparisons.jsonl") for n in range(1, cfg.round)]
+        for path in earlier:
+            if not path.exists():
+                raise UserError(f"{path} not found: its round learned from --data; name the rankings of all rounds with --data")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
         wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
         records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
+        typical = records[:500]
         if cfg.active:
-            members, _ = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active", block_size)
-            records = most_doubtful(members, tokenizer, records, wanted, run.device)
+            members, abouts = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active", block_size)
+            records = most_doubtful(members, abouts, tokenizer, records, wanted, run.device)
         rng = np.random.default_rng(cfg.seed)
         records, test = compare(records, rng), compare(test, rng)
         formats.write_jsonl(run.path("comparisons.jsonl"), records)
-        for n in range(cfg.round - 1, 0, -1):
-            records = formats.read_comparisons(run.earlier("reward", n).with_name("comparisons.jsonl")) + records
-    examples = [e for r in records if (e := encode(tokenizer, r, block_size))]
+        if earlier:
+            records = [r for path in earlier for r in formats.read_comparisons(path)] + records
+            typical = records[:500]
+    examples, typical = [[e for r in part if (e := encode(tokenizer, r, block_size))] for part in (records, typical)]
     held_out = [(r, e) for r in test if (e := encode(tokenizer, r, block_size))]
     test, test_examples = [r for r, _ in held_out], [e for _, e in held_out]
     print(f"reward: {len(examples):,} ranked prompts after {run.seconds:.0f} s; "
@@ -288,7 +297,7 @@ def train(cfg):
         loss, norm = gpt.update(model, opt, losses(model, batch, run.micro_batch, run.device, agreement), lr)
         if run.due(step, cfg.save_every):
             # PPO wants scores of a known scale: the SFT model's answers shall average 0 with deviation 1.
-            mean, std = spread(*score_all(model, examples[:500], run.device))
+            mean, std = spread(*score_all(model, typical, run.device))
             ready = normalized(model, mean, std)
             run.save(gpt.checkpoint(ready, tokenizer, scale=std, **run.about(step, about)))
         agreement = runs.add_up_all(agreement)

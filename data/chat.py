@@ -93,14 +93,13 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature):
 def converse(cfg):
     """Talk to a checkpoint, by default the newest policy in --out. cfg: gpt.Config."""
     runs.check(cfg)
-    path = cfg.ckpt or runs.newest_policy(cfg.out)
+    path = cfg.ckpt or runs.newest_policy(cfg.out, "--ckpt")
     model, tokenizer, _ = gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), "name a policy's checkpoint with --ckpt")
     room = model.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens must be at most {model.config.block_size - 1}, the context of {path} less one")
     torch.manual_seed(cfg.seed)
-    book = feedback.Book(cfg.out)
+    book = feedback.Book(cfg.out, checkpoint=str(path))
     print(f"Talking to {path}. {HELP}\nWhat you say of its answers goes to {book.path}.")
     talk(lambda turns: reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature),
-         size=lambda turns: len(tokenizer.render(turns)), room=room,
-         note=lambda said: book.add({**said, "checkpoint": str(path)}))
+         size=lambda turns: len(tokenizer.render(turns)), room=room, note=book.add)

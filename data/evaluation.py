@@ -1,7 +1,7 @@
 """Evaluation that a sceptic believes: `python ppo.py --eval` judges all models of a run on the same held-out prompts.
 
     out/report.md            the tables, the pictures, and samples: best, worst, random
-    out/eval/results.json    every number, with its n and its 95% interval
+    out/eval/results.json    every number with its n; means with their 95% interval
     out/eval/*.png           the pictures
 
 and of several pipelines, `--out out/1,out/2,out/3`, each so, and then over them
@@ -13,6 +13,7 @@ nothing. Intervals are from a bootstrap over prompts (Efron 1979).
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import platform
@@ -288,8 +289,8 @@ def over_seeds(values):
     return dict(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half), n=n)
 
 
-def plus_minus(x, form="{:.2f}"):
-    return f"{form.format(x['mean'])} ± {form.format(x['high'] - x['mean'])}" if x["n"] > 1 else form.format(x["mean"])
+def plus_minus(x, form):
+    return form.format(x["mean"]) + (f" ± {form.format(x['high'] - x['mean'])}" if x["n"] > 1 else "")
 
 
 # Rows of the table: what they say, how a number is written, and how it is read from the figures of a model.
@@ -319,22 +320,21 @@ def seeds_table(every):
 
     def cell(name, form, read):
         try:
-            found = over_seeds([read(results["models"][name])["mean"] for results in every])
+            return plus_minus(over_seeds([read(results["models"][name])["mean"] for results in every]), form)
         except KeyError:  # no perplexity without a text
             return ""
-        return form.format(found["mean"]) + (f" ± {form.format(found['high'] - found['mean'])}" if len(every) > 1 else "")
 
-    def costs(read, form):
-        return ", ".join(form.format(read(results["cost"])) for results in every)
+    def costs(name, form):
+        return ", ".join("?" if results["cost"][name] is None else form.format(results["cost"][name]) for results in every)
 
     shown = [name for name in ("base", "sft", "ppo") if name in models]
     said = [["<br>".join(metrics.cell(m["content"]) for m in x["prompt"]), *(metrics.cell(x[name]) for name in shown)] for x in every[0]["samples"]]
     return "\n\n".join([
         table(["", *models], [[said, *(cell(name, form, read) for name in models)] for said, form, read in ROWS]),
         f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} held-out prompts each; after ± is half of the 95% "
-        f"interval over seeds (Student's t). The reward model of the first round orders {costs(lambda c: c['accuracy'], '{:.1%}')} of held-out "
-        f"pairs of SFT answers right whose gold differs. The four stages took {costs(lambda c: c['seconds'], '{:.0f}')} s, at most "
-        f"{costs(lambda c: c['memory_gb'], '{:.2f}')} GB, on {every[0]['cost']['machine']}.",
+        f"interval over seeds (Student's t). The reward model of the first round orders {costs('accuracy', '{:.1%}')} of held-out "
+        f"pairs of SFT answers right whose gold differs. The four stages took {costs('seconds', '{:.0f}')} s, at most "
+        f"{costs('memory_gb', '{:.2f}')} GB, on {every[0]['cost']['machine']}.",
         table(["prompt", *shown], said)])
 
 
@@ -343,15 +343,17 @@ def seeds_table(every):
 
 def ask_person(cfg, prompts, answers, one, other):
     """Blind and in random order, a person prefers one of two models' answers; what was said so far counts -> interval of wins."""
-    book = feedback.Book(cfg.out, cfg.labeler, f"judged-{one}-{other}")  # not beside the labels to learn from: these are held-out prompts
+    said = json.dumps([answers[name].texts for name in (one, other)])
+    book = feedback.Book(cfg.out, cfg.labeler, f"judged-{one}-{other}",  # not beside the labels to learn from: these are held-out prompts
+                         answers=hashlib.sha256(said.encode()).hexdigest()[:16])
 
     def question(n):
         a, b = answers[one].texts[n], answers[other].texts[n]
         return dict(prompt=prompts[n]["prompt"], responses=[a, b], models={one: a, other: b}) if a != b else None
 
-    feedback.label(question, len(prompts), book, {})
+    feedback.label(question, len(prompts), book)
     wins, asked = [], 0
-    for record in map(json.loads, book.path.read_text().splitlines() if book.path.exists() else ()):
+    for record in book.records:
         rank = dict(zip(record["responses"], record["ranks"]))
         a, b = rank[record["models"][one]], rank[record["models"][other]]
         wins.append(.5 if a == b else float(a < b))
@@ -398,6 +400,8 @@ def run_one(cfg):
     models, tokenizer = load_models(cfg)
     last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
     prompts = gpt.with_room(models["sft"], tokenizer, almanac.prompts("test", cfg.test_prompts, cfg.seed), cfg.max_new_tokens)
+    if not prompts:
+        raise UserError(f"no prompt leaves room for {cfg.max_new_tokens} tokens in the context of {models['sft'].config.block_size}: lower --max_new_tokens")
     ids = {name: sample(model, tokenizer, prompts, cfg, cfg.temperature) for name, model in models.items()}
     answers = {name: Answers(prompts, [tokenizer.decode(row) for row in rows], rows) for name, rows in ids.items()}
     if cfg.judge == "human":
@@ -406,7 +410,7 @@ def run_one(cfg):
     references = [almanac.reference(p) for p in prompts]
     stand_ins = {"references": references, "random words": metrics.random_texts(references)}
     every = answers | {name: Answers(prompts, texts, [tokenizer.encode(text) + [tokenizer.end] for text in texts]) for name, texts in stand_ins.items()}
-    rewards, about = gpt.load_rewards(cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt", tokenizer, models["sft"].wte.weight.device,
+    rewards, abouts = gpt.load_rewards(cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt", tokenizer, models["sft"].wte.weight.device,
                                        "name one with --reward", models["sft"].config.block_size)
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
@@ -426,12 +430,13 @@ def run_one(cfg):
     for one, other in [*itertools.combinations(reversed(models), 2), (last, last), *((last, name) for name in stand_ins)]:
         results["duels"][f"{one} against {other}"] = duel(every[one], every[other])
     for name in dict.fromkeys(["sft", last]):
-        if judged := judge_of_judges(reward, about.get("scale", 1.0), models[name], tokenizer, prompts[:250], cfg):
+        if judged := judge_of_judges(reward, abouts[0].get("scale", 1.0), models[name], tokenizer, prompts[:250], cfg):
             results["reward"][name] = judged
     folder = Path(cfg.out) / "eval"
     folder.mkdir(exist_ok=True)
     draw(folder, results)
     write_report(cfg.out, results, prompts, answers, time.time() - began)
-    runs.write(folder / "results.json", json.dumps(results, indent=1))
+    finite = json.loads(json.dumps(results), parse_constant=lambda _: None)  # what has no value is null: NaN is no JSON
+    runs.write(folder / "results.json", json.dumps(finite, indent=1))
     print(f"eval: {time.time() - began:.0f} s; {cfg.out}/report.md shows what came out, {folder}/results.json has every number")
     return results

@@ -39,9 +39,13 @@ HELP = """Type the numbers of the answers, best first; the last one follows by i
 class Book:
     """A person's file of labels. What is in it is never rewritten: labels are appended, `undo` takes back the last."""
 
-    def __init__(self, out, who="", folder="feedback"):
-        """The file of `who` (by default the login name) in the folder out/feedback, or another there."""
-        self.who = who or login()
+    def __init__(self, out, who="", folder="feedback", **about):
+        """The file of `who` (by default the login name) in the folder out/feedback, or another there.
+
+        about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every label, and only labels with the
+        same are its `records`, which say what has been asked: another model's answers are new questions.
+        """
+        self.who, self.about = who or re.sub(r"[^\w.-]", "-", login()), about
         if not re.fullmatch(r"[\w.-]+", self.who):
             raise UserError(f"--labeler {self.who!r} must be a name of letters and digits, as it becomes the name of a file")
         self.path = Path(out) / folder / f"{self.who}.jsonl"
@@ -54,24 +58,31 @@ class Book:
                 file.write(content[whole:] + b"\n")
             os.truncate(self.path, whole)
             print(f"{self.path}: the last line was cut in the middle; it is set aside in {aside}")
-        self.ends, self.labels, self.next = [whole], 0, 0
+        self.ends, self.labels, self.records = [whole], 0, []
         for line in content[:whole].splitlines():
             try:
                 record = json.loads(line)
                 self.labels += 1
-                self.next = max(self.next, record.get("n", -1) + 1)
+                if all(record.get(name) == value for name, value in about.items()):
+                    self.records.append(record)
             except (ValueError, AttributeError, TypeError):
                 print(f"{self.path}: a line can not be read; it stays as it is")
 
     def add(self, record):
         """Append a record with who gave it and when; it is on disk when this returns."""
-        record = dict(record, labeler=self.who, time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        record = dict(record, **self.about, labeler=self.who, time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
         with open(self.path, "ab") as file:
             file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
             self.ends.append(file.tell())
         self.labels += 1
+        self.records.append(record)
+
+    @property
+    def next(self):
+        """The number of the first question that has not been asked."""
+        return max((record.get("n", -1) for record in self.records), default=-1) + 1
 
     def undo(self):
         """Take back the last label of this session, unless somebody else has written since -> whether it was."""
@@ -80,6 +91,7 @@ class Book:
         os.truncate(self.path, self.ends[-2])
         self.ends.pop()
         self.labels -= 1
+        self.records.pop()
         return True
 
 
@@ -109,7 +121,7 @@ def keyboard():
         finally:
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
     else:
-        raise UserError("--label asks a person: run it in a terminal (or pipe the keys into it)")
+        raise UserError("a person is asked here: run it in a terminal (or pipe the keys into it)")
 
 
 def read_keys(typed, k):
@@ -173,11 +185,10 @@ def vote(k, press):
             return ranks, fails
 
 
-def label(question, total, book, about):
+def label(question, total, book):
     """Ask a person about the questions that are still open.
 
-    question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to choose; about: a dict
-    that goes into every label.
+    question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to choose.
     """
     n, given, began = book.next, [], time.time()
     print(HELP)
@@ -206,12 +217,12 @@ def label(question, total, book, about):
             if said != "s":
                 ranks, fails = said
                 record = dict(q, responses=responses, ranks=ranks, **{"fails": fails} if any(fails.values()) else {},
-                              seconds=round(time.time() - asked, 1), **about, n=n)
+                              seconds=round(time.time() - asked, 1), n=n)
                 book.add(record)
                 given.append(n)
                 print(f"  saved: {book.labels} labels, {len(given) / (time.time() - began) * 3600:.0f} an hour")
             n += 1
-    print(f"\n{book.path} holds {book.labels} labels" + (": all are done; raise --prompts for more" if n >= total else ""))
+    print(f"\n{book.path} holds {book.labels} labels" + (": all are done" if n >= total else ""))
 
 
 # ---- agreement ------------------------------------------------------------------------------------

@@ -100,8 +100,11 @@ def read_comparisons(path):
 
 
 def split(records):
-    """Every twentieth record is held out -> (training records, held-out records). A single record serves as both."""
-    return [r for i, r in enumerate(records) if i % 20] or records, records[::20]
+    """Every twentieth prompt is held out with all its records -> (training records, held-out records). A single prompt serves as both."""
+    prompts = [json.dumps(r if isinstance(r, str) else r["prompt"]) for r in records]  # of a text, the text itself
+    kept = set(list(dict.fromkeys(prompts))[::20])
+    held_out = [r for r, prompt in zip(records, prompts) if prompt in kept]
+    return [r for r, prompt in zip(records, prompts) if prompt not in kept] or held_out, held_out
 
 
 def write_jsonl(path, records):
@@ -199,7 +202,7 @@ def _read(paths, fields):
     for sentence in broken:
         print(f"{sentence}: left out")
     if not found:
-        raise UserError(f"{paths} is empty: give it at least one JSON line")
+        raise UserError(f"{paths} " + ("holds no record of the kind that is needed here" if lines else "is empty") + ": give it at least one JSON line")
     return found
 
 

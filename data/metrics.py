@@ -64,7 +64,7 @@ def win_rate(judgements, others):
 
 def judge_all(prompts, answers):
     """Judgements of answers (str), one a prompt; none for prompts that are not of the almanac."""
-    if "kind" not in prompts[0]:
+    if not all("kind" in p for p in prompts):
         return []
     return [labeler.judge(p, a) for p, a in zip(prompts, answers)]
 
@@ -229,22 +229,24 @@ def evaluate(models, reward, prompts, tokenizer, cfg, text=None):
     against SFT, on the sampled answers. `text_loss`, nats a token of held-out pretraining text (1-D ids, if any), is what
     alignment costs: the "alignment tax".
     """
-    results, texts, judged = {}, {}, {}
+    def judged(model, temperature):
+        """What the model says, what the labeler thinks of it, and the figures."""
+        ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
+        judgements = judge_all(prompts, [tokenizer.decode(row) for row in ids])
+        figures = summary(prompts, judgements, [len(row) for row in ids], [row[-1:] == [tokenizer.end] for row in ids])
+        return ids, judgements, dict(figures, score=_mean(scores(reward, prompts, ids, tokenizer, cfg.missing_eos_score)))
+
+    results, ids, judgements = {}, {}, {}
     for name, model in models.items():
-        for decoding, temperature in (("greedy", 0.0), ("sampled", cfg.temperature)):
-            ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
-            texts[name] = [tokenizer.decode(row) for row in ids]
-            judged[name] = judge_all(prompts, texts[name])
-            ended = [row[-1:] == [tokenizer.end] for row in ids]
-            figures = summary(prompts, judged[name], [len(row) for row in ids], ended)
-            figures["score"] = _mean(scores(reward, prompts, ids, tokenizer, cfg.missing_eos_score))
-            results[name] = {**figures, "greedy": results[name]} if decoding == "sampled" else figures
+        _, _, greedy = judged(model, 0.0)
+        ids[name], judgements[name], figures = judged(model, cfg.temperature)
+        results[name] = dict(figures, greedy=greedy)
         if text is not None:
             results[name]["text_loss"] = gpt.evaluate(model, text)
-    results["kl"] = _mean(divergence(models["ppo"], models["sft"], prompts, ids, tokenizer, cfg.temperature))
-    if judged["ppo"]:
-        results["win_rate"] = win_rate(judged["ppo"], judged["sft"])
-    return results, texts
+    results["kl"] = _mean(divergence(models["ppo"], models["sft"], prompts, ids["ppo"], tokenizer, cfg.temperature))
+    if judgements["ppo"]:
+        results["win_rate"] = win_rate(judgements["ppo"], judgements["sft"])
+    return results, {name: [tokenizer.decode(row) for row in rows] for name, rows in ids.items()}
 
 
 def outline(round, results, name):

@@ -91,8 +91,10 @@ def main(config, train, description):
     except OSError as error:
         sys.exit(_say(f"{error.filename or 'the output'} can not be written ({error.strerror}): "
                       "make room or choose another --out; what was saved before is whole"))
-    except torch.OutOfMemoryError:
-        sys.exit(_say("the device is out of memory: choose a smaller batch or --device cpu"))
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):  # the CPU's
+            raise
+        sys.exit(_say("out of memory: choose a smaller --batch, or say with --memory how many GB there are"))
 
 
 def _say(error):
@@ -103,8 +105,11 @@ def _say(error):
 def check(cfg, demands=()):
     """Refuse flags below their bounds, or against the demands of a stage; then set threads, precision and processes."""
     for f in dataclasses.fields(cfg):
-        if None not in (f.metadata["least"], getattr(cfg, f.name)) and getattr(cfg, f.name) < f.metadata["least"]:
-            raise UserError(f"--{f.name} must be at least {f.metadata['least']}")
+        value, least = getattr(cfg, f.name), f.metadata["least"]
+        if value != value:
+            raise UserError(f"--{f.name} must be a number")
+        if None not in (least, value) and value < least:
+            raise UserError(f"--{f.name} must be at least {least}")
     for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"),
                            (cfg.memory < float("inf"), "--memory must be a number of GB"), *demands]:
         if not good:
@@ -197,11 +202,11 @@ def hint(stage, round=1):
     return f"run python {stage}.py{f' --round {round}' if round > 1 else ''} first"
 
 
-def newest_policy(out):
-    """The path of the newest checkpoint in a folder of stages that can answer."""
+def newest_policy(out, flag):
+    """The path of the newest checkpoint in a folder of stages that can answer; flag: that which names another."""
     found = [p for p in Path(out).glob("*/ckpt.pt") if not p.parent.name.startswith("reward")]
     if not found:
-        raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name one with --ckpt")
+        raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name one with {flag}")
     return max(found, key=lambda p: p.stat().st_mtime)
 
 

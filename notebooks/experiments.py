@@ -119,7 +119,7 @@ def table(found):
 SHORT = dict(steps=20, test_prompts=400)  # instead of 50 and 1000: the sweeps take many runs
 OPTIONS = [
     Trial("default", SHORT),
-    Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0, kl_horizon=1000)),
+    Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0)),
     Trial("KL estimator k3 in the reward", dict(SHORT, kl_estimator="k3")),
     Trial("rewards whitened", dict(SHORT, whiten_rewards=True)),
     Trial("pretraining gradients (ptx), weight 1", dict(SHORT, ptx=1.0)),
@@ -235,8 +235,8 @@ def asked_in_doubt(n):
     def comparisons(root):
         pool = asked(n // 2 + 2 * n)(root)
         _, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-        ensemble, _ = gpt.load_rewards(members(root, "doubt", pool[:n // 2]), tokenizer)
-        return pool[:n // 2] + reward.most_doubtful(ensemble, tokenizer, pool[n // 2:], n - n // 2, "cpu")
+        ensemble, abouts = gpt.load_rewards(members(root, "doubt", pool[:n // 2]), tokenizer)
+        return pool[:n // 2] + reward.most_doubtful(ensemble, abouts, tokenizer, pool[n // 2:], n - n // 2, "cpu")
     return comparisons
 
 

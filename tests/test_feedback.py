@@ -67,6 +67,17 @@ def test_a_cut_line_is_set_aside_and_the_session_goes_on(tmp_path, capsys):
     assert book.path.with_suffix(".cut").read_bytes() == b'{"prompt": "b", "respo\n' and "cut in the middle" in capsys.readouterr().out
 
 
+def test_labels_of_another_model_do_not_count_as_asked(tmp_path):
+    old = feedback.Book(tmp_path, "anna", checkpoint="a.pt")
+    old.add(dict(prompt="a", n=0))
+    old.add(dict(prompt="b", n=1))
+    assert old.next == 2 and feedback.Book(tmp_path, "anna", checkpoint="a.pt").next == 2
+    new = feedback.Book(tmp_path, "anna", checkpoint="b.pt")
+    assert new.next == 0 and new.labels == 2
+    new.add(dict(prompt="a", n=0))
+    assert new.next == 1 and json.loads(open(new.path).readlines()[-1])["checkpoint"] == "b.pt"
+
+
 def test_kappa_is_cohens():
     """Of 100 pairs 85 agree where chance gives 1/2: kappa .7. Agreement by chance alone is 0."""
     pairs = np.array([[1, 1]] * 45 + [[-1, -1]] * 40 + [[1, -1]] * 15)

@@ -100,6 +100,14 @@ def test_text_comes_from_several_files_and_folders(tmp_path):
     assert formats.read_text(tmp_path) == formats.read_text(f"{tmp_path}/a.txt,{tmp_path}/b.json") == ["one", "two", "Hi\nthree"]
 
 
+def test_no_prompt_is_both_trained_on_and_held_out():
+    records = [dict(prompt=[dict(role="user", content=str(n % 50))], response=str(n)) for n in range(200)]
+    training, held_out = formats.split(records)
+    assert {r["prompt"][0]["content"] for r in held_out} == {"0", "20", "40"} and len(training) + len(held_out) == 200
+    assert not {str(r["prompt"]) for r in training} & {str(r["prompt"]) for r in held_out}
+    assert formats.split(["a", "b", "a"]) == (["b"], ["a", "a"]) and formats.split(records[:1]) == (records[:1], records[:1])
+
+
 def test_a_broken_archive_is_one_sentence(tmp_path):
     write(tmp_path / "data.jsonl.gz", [dict(prompt="Hi")] * 50)
     (tmp_path / "data.jsonl.gz").write_bytes((tmp_path / "data.jsonl.gz").read_bytes()[:-20])

@@ -85,7 +85,7 @@ MUTATIONS = {
     "the pretraining loss is at the policy's temperature": ("ppo.py", "gpt.token_logprobs(policy, text[at])", "gpt.token_logprobs(policy, text[at], cfg.temperature)"),
     "the pretraining loss has no weight": ("ppo.py", "yield cfg.ptx * ptx_loss", "yield ptx_loss"),
     # the loop
-    "the reference is the policy": ("ppo.py", "    rewards, about = gpt.load_rewards(", "    reference = policy\n    rewards, about = gpt.load_rewards("),
+    "the reference is the policy": ("ppo.py", "    rewards, abouts = gpt.load_rewards(", "    reference = policy\n    rewards, abouts = gpt.load_rewards("),
     "the value model is the reward model": ("ppo.py", "value.trunk.load_state_dict((rewards[0].trunk if cfg.value_init == \"reward\" else reference).state_dict())", "value = reward"),
     "PPO's learning rate never falls": ("ppo.py", "lr = cfg.lr * (1 - step / cfg.steps)", "lr = cfg.lr"),
     "one step an epoch": ("ppo.py", "for rows in order.to(batch.idx.device).tensor_split(cfg.minibatches):", "for rows in order.to(batch.idx.device).tensor_split(1):"),

@@ -117,4 +117,6 @@ def test_the_most_doubtful_are_those_on_which_members_differ():
                 total += sum((w - sum(wins) / 3) ** 2 for w in wins) / 2
         doubt.append(total / 9)
     expected = sorted(range(len(records)), key=lambda i: -doubt[i])[:4]
-    assert reward.most_doubtful(members, tokenizer, records, 4, "cpu") == [records[i] for i in expected]
+    scales = [.5, 2.0, 3.0]  # a checkpoint's scores are divided by its scale
+    ready = [reward.normalized(m, 1.0, scale) for m, scale in zip(members, scales)]
+    assert reward.most_doubtful(ready, [dict(scale=s) for s in scales], tokenizer, records, 4, "cpu") == [records[i] for i in expected]

@@ -84,6 +84,9 @@ def test_own_files_are_trained_on(pipeline, tmp_path):
     reward.train(reward.Config(data=str(tmp_path / "c.jsonl"), batch=2, **common, **init))
     ppo.train(ppo.Config(data=str(tmp_path / "p.jsonl"), steps=1, batch=2, minibatches=1, max_new_tokens=4, reward=str(tmp_path / "reward" / "ckpt.pt"), **common, **init))
     assert "gold" not in json.loads((tmp_path / "ppo" / "results.json").read_text())["ppo"]
+    (tmp_path / "reward" / "comparisons.jsonl").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="name the rankings of all rounds with --data"):
+        reward.train(reward.Config(round=2, policy=str(out / "ppo" / "ckpt.pt"), **common, **init))
 
 
 def test_a_second_run_keeps_the_first_checkpoint(tmp_path):
@@ -122,6 +125,12 @@ def test_importing_does_nothing():
     (["sft.py", "--lr", "-1"], "--lr must be at least 0"),
     (["ppo.py", "--kl_estimator", "k2"], "--kl_estimator must be k1 or k3, not k2"),
     (["ppo.py", "--value_init", "rm"], "--value_init must be reward or sft, not rm"),
+    (["ppo.py", "--lr", "nan"], "--lr must be a number"),
+    (["ppo.py", "--beta", "-1"], "--beta must be at least 0"),
+    (["ppo.py", "--target_kl", "0.01"], "--target_kl stops further passes over a batch: it needs --epochs above 1"),
+    (["reward.py", "--active", "a.pt"], "--active asks where reward models disagree: name at least two"),
+    (["reward.py", "--label", "--out", "{tmp}"], "or name one with --policy"),
+    (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000"], "out of memory"),
     (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
     (["gpt.py", "--device", "cuda:7"], "--device cuda:7 can not be used here"),
     (["gpt.py", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
@@ -236,6 +245,8 @@ def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp
         ppo.train(ppo.Config(out=str(out), eval=True, policies="sft=x.pt"))
     with pytest.raises(UserError, match="none.pt not found"):
         ppo.train(ppo.Config(out=str(out), eval=True, policies="z=none.pt"))
+    with pytest.raises(UserError, match="lower --max_new_tokens"):
+        ppo.train(ppo.Config(out=str(out), eval=True, max_new_tokens=126))
 
 
 def test_a_person_judges_two_models_blind(pipeline, tmp_path):
@@ -330,7 +341,7 @@ def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path):
     assert results["round"] == 2 and list(results["seconds"]) == ["gpt", "sft", "reward", "ppo", "reward-2", "ppo-2"]
     assert results["sft"]["greedy"]["gold"] == before["sft"]["greedy"]["gold"] and results["kl"] != 0
     assert (out / "ppo-2" / "rounds.png").read_bytes().startswith(b"\x89PNG")
-    assert runs.newest_policy(out) == out / "ppo-2" / "ckpt.pt"
+    assert runs.newest_policy(out, "--ckpt") == out / "ppo-2" / "ckpt.pt"
     with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
         ppo.train(ppo.Config(**{**common, "round": 3}))
     with pytest.raises(UserError, match="ppo-3/ckpt.pt not found: run python ppo.py --round 3 first"):
