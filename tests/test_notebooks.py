@@ -29,6 +29,8 @@ def test_a_notebook_is_fit_to_read(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(len(cell.source.splitlines()) <= 10 for cell in code), [cell.source for cell in code if len(cell.source.splitlines()) > 10]
     assert sum("hidden" in cell.metadata.get("tags", []) for cell in code) >= 3  # the answers to the exercises
+    prose = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    assert sum(line.startswith("# ") for line in prose) == 1 and not any(re.match(r"#( #|$)", line) for line in prose)  # one title, no comments
     text = path.read_text()
     assert not re.search(r"/(?:home|root|tmp|work|Users)/", text)
     for link in re.findall(r"\]\(([\w./]+\.(?:ipynb|py))\)", text):
