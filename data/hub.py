@@ -231,7 +231,7 @@ def write_tokenizer(folder, tokenizer, block_size):
 def run(cfg):
     """`python gpt.py --export DIR --ckpt PATH`. cfg: gpt.Config."""
     runs.check(cfg)
-    path = cfg.ckpt or runs.newest_policy(cfg.out)
+    path = cfg.ckpt or runs.newest_policy(cfg.out, "--ckpt")
     model, tokenizer, _ = gpt.load(path, gpt.nn.Module, "cpu", "name a checkpoint with --ckpt")
     export(model, tokenizer, cfg.export)
     print(f"{path} is now in {cfg.export}, for transformers' "
