@@ -18,7 +18,7 @@ import sft
 from data import formats, labeler
 from data.tokenizer import Tokenizer, train
 
-LETTERS = "abcdef"
+LETTERS = "abcdefgh"  # 56 prompts, of which each stage holds out three
 
 
 def demonstrate(rng, asked):
