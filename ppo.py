@@ -52,7 +52,7 @@ class Config(runs.Common):
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
     lr: float = knob(None, "learning rate, falling linearly to 0 (default: 6e-4, in later rounds 1e-4)", least=0)
-    beta: float = knob(None, "weight of the KL penalty, in standard deviations of the reward model's score per nat (default: 0.2, in later rounds 0.05)", least=0)
+    beta: float = knob(None, "weight of the KL penalty, in standard deviations of the reward model's score per nat (default: 0.2, in later rounds 0.05)")
     kl_target: float = knob(0.0, "nats an answer to which beta steers KL (Ziegler et al. 2019, section 2.2); 0: beta stays", least=0)
     kl_horizon: int = knob(1000, "with --kl_target: answers in which beta grows or falls by 20% at most", least=1)
     kl_estimator: str = knob("k1", "of each token's KL in the reward: k1 = logp - logp_ref, or k3 = exp(-k1) - 1 + k1")

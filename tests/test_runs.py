@@ -126,7 +126,7 @@ def test_importing_does_nothing():
     (["ppo.py", "--kl_estimator", "k2"], "--kl_estimator must be k1 or k3, not k2"),
     (["ppo.py", "--value_init", "rm"], "--value_init must be reward or sft, not rm"),
     (["ppo.py", "--lr", "nan"], "--lr must be a number"),
-    (["ppo.py", "--beta", "-1"], "--beta must be at least 0"),
+    (["ppo.py", "--gamma", "-1"], "--gamma must be at least 0"),
     (["ppo.py", "--target_kl", "0.01"], "--target_kl stops further passes over a batch: it needs --epochs above 1"),
     (["reward.py", "--active", "a.pt"], "--active asks where reward models disagree: name at least two"),
     (["reward.py", "--label", "--out", "{tmp}"], "or name one with --policy"),
