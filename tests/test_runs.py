@@ -130,7 +130,7 @@ def test_importing_does_nothing():
     (["ppo.py", "--target_kl", "0.01"], "--target_kl stops further passes over a batch: it needs --epochs above 1"),
     (["reward.py", "--active", "a.pt"], "--active asks where reward models disagree: name at least two"),
     (["reward.py", "--label", "--out", "{tmp}"], "or name one with --policy"),
-    (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000"], "out of memory"),
+    (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000", "--out", "{tmp}"], "out of memory"),
     (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
     (["gpt.py", "--device", "cuda:7"], "--device cuda:7 can not be used here"),
     (["gpt.py", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
