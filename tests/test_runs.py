@@ -133,7 +133,7 @@ def test_importing_does_nothing():
     (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000", "--out", "{tmp}"], "out of memory"),
     (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
     (["gpt.py", "--device", "cuda:7"], "--device cuda:7 can not be used here"),
-    (["gpt.py", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
+    (["gpt.py", "--out", "{tmp}", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
     (["gpt.py", "--out", "/dev/null/x"], "can not make the folder"),
 ])
 def test_mistakes_are_one_sentence(command, said, tmp_path):
