@@ -285,9 +285,9 @@ def describe(batch, prompts, tokenizer):
                    entropy=-gpt.masked_mean(batch.logp_old, batch.mask).item(), end_rate=batch.ended.float().mean().item(),
                    kl_token=gpt.masked_mean(batch.logp_old - batch.logp_ref, batch.mask).item(),
                    explained_variance=1 - (residual.var() / batch.returns[batch.mask].var()).item())
-    answers = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())]
-    if judgements := metrics.judge_all(prompts, answers):
-        figures["gold"] = sum(j.gold for j in judgements) / len(prompts)
+    if metrics.judgeable(prompts):
+        answers = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())]
+        figures["gold"] = sum(j.gold for j in metrics.judge_all(prompts, answers)) / len(prompts)
     return figures
 
 

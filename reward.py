@@ -220,7 +220,7 @@ def evaluate(model, records, examples, device):
     shares, pairs = zip(*[accuracy(s[None], q[None]) for s, q in zip(scores, quality(ranks))])  # by prompt
     by_prompt = metrics.interval(np.repeat(shares, pairs), np.repeat(np.arange(len(pairs)), pairs))
     results = dict(accuracy_rankings=agreed, rankings=by_prompt)
-    if all("kind" in r for r in records):
+    if metrics.judgeable(records):
         gold = torch.full(scores.shape, torch.nan)
         for i, r in enumerate(records):
             gold[i, :len(r["responses"])] = torch.tensor([labeler.judge(r, answer).gold for answer in r["responses"]])
@@ -259,16 +259,15 @@ def train(cfg):
         wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
         records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
-        typical = records[:500]
+        ranked = [r for path in earlier for r in formats.read_comparisons(path)]
+        typical = (ranked + records)[:500]
         if cfg.active:
             members, abouts = gpt.load_rewards(cfg.active, tokenizer, run.device, "name reward models with --active", block_size)
             records = most_doubtful(members, abouts, tokenizer, records, wanted, run.device)
         rng = np.random.default_rng(cfg.seed)
         records, test = compare(records, rng), compare(test, rng)
         formats.write_jsonl(run.path("comparisons.jsonl"), records)
-        if earlier:
-            records = [r for path in earlier for r in formats.read_comparisons(path)] + records
-            typical = records[:500]
+        records = ranked + records
     examples, typical = [[e for r in part if (e := encode(tokenizer, r, block_size))] for part in (records, typical)]
     held_out = [(r, e) for r in test if (e := encode(tokenizer, r, block_size))]
     test, test_examples = [r for r, _ in held_out], [e for _, e in held_out]

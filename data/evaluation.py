@@ -289,10 +289,6 @@ def over_seeds(values):
     return dict(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half), n=n)
 
 
-def plus_minus(x, form):
-    return form.format(x["mean"]) + (f" ± {form.format(x['high'] - x['mean'])}" if x["n"] > 1 else "")
-
-
 # Rows of the table: what they say, how a number is written, and how it is read from the figures of a model.
 ROWS = [
     ("gold", "{:.2f}", lambda m: m["gold"]),
@@ -320,9 +316,10 @@ def seeds_table(every):
 
     def cell(name, form, read):
         try:
-            return plus_minus(over_seeds([read(results["models"][name])["mean"] for results in every]), form)
+            found = over_seeds([read(results["models"][name])["mean"] for results in every])
         except KeyError:  # no perplexity without a text
             return ""
+        return form.format(found["mean"]) + (f" ± {form.format(found['high'] - found['mean'])}" if len(every) > 1 else "")
 
     def costs(name, form):
         return ", ".join("?" if results["cost"][name] is None else form.format(results["cost"][name]) for results in every)

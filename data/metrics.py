@@ -62,11 +62,14 @@ def win_rate(judgements, others):
     return _mean((a.gold > b.gold) + .5 * (a.gold == b.gold) for a, b in zip(judgements, others))
 
 
+def judgeable(prompts):
+    """Whether the labeler knows what all these prompts are about: those of the almanac are, other people's are not."""
+    return all("kind" in p for p in prompts)
+
+
 def judge_all(prompts, answers):
-    """Judgements of answers (str), one a prompt; none for prompts that are not of the almanac."""
-    if not all("kind" in p for p in prompts):
-        return []
-    return [labeler.judge(p, a) for p, a in zip(prompts, answers)]
+    """Judgements of answers (str), one a prompt; none if the prompts are not judgeable."""
+    return [labeler.judge(p, a) for p, a in zip(prompts, answers)] if judgeable(prompts) else []
 
 
 # ---- intervals ------------------------------------------------------------------------------------
@@ -230,23 +233,24 @@ def evaluate(models, reward, prompts, tokenizer, cfg, text=None):
     alignment costs: the "alignment tax".
     """
     def judged(model, temperature):
-        """What the model says, what the labeler thinks of it, and the figures."""
+        """The figures of a model's answers; the answers as ids and as text; what the labeler thinks of them."""
         ids = gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
-        judgements = judge_all(prompts, [tokenizer.decode(row) for row in ids])
+        texts = [tokenizer.decode(row) for row in ids]
+        judgements = judge_all(prompts, texts)
         figures = summary(prompts, judgements, [len(row) for row in ids], [row[-1:] == [tokenizer.end] for row in ids])
-        return ids, judgements, dict(figures, score=_mean(scores(reward, prompts, ids, tokenizer, cfg.missing_eos_score)))
+        return dict(figures, score=_mean(scores(reward, prompts, ids, tokenizer, cfg.missing_eos_score))), ids, texts, judgements
 
-    results, ids, judgements = {}, {}, {}
+    results, ids, texts, judgements = {}, {}, {}, {}
     for name, model in models.items():
-        _, _, greedy = judged(model, 0.0)
-        ids[name], judgements[name], figures = judged(model, cfg.temperature)
-        results[name] = dict(figures, greedy=greedy)
+        greedy, *_ = judged(model, 0.0)
+        results[name], ids[name], texts[name], judgements[name] = judged(model, cfg.temperature)
+        results[name]["greedy"] = greedy
         if text is not None:
             results[name]["text_loss"] = gpt.evaluate(model, text)
     results["kl"] = _mean(divergence(models["ppo"], models["sft"], prompts, ids["ppo"], tokenizer, cfg.temperature))
     if judgements["ppo"]:
         results["win_rate"] = win_rate(judgements["ppo"], judgements["sft"])
-    return results, {name: [tokenizer.decode(row) for row in rows] for name, rows in ids.items()}
+    return results, texts
 
 
 def outline(round, results, name):

@@ -69,5 +69,5 @@ def test_rlhf_learns_what_rankings_prefer(learned):
     assert ordered > .85  # .98 was seen
     assert before < -.3 and after > .9  # -.37 and .99
     assert history[-1]["score"] > .8  # 1.4; the SFT model's is 0
-    assert .2 < results["kl"] < 3 and results["ppo"]["end_rate"] > .98
+    assert .5 < history[-1]["kl"] < 3 and results["ppo"]["end_rate"] > .98
     assert history[-1]["explained_variance"] > .5
