@@ -2,8 +2,8 @@
 
     loss = - mean over positions t of log p(x_t | x_1 ... x_{t-1})          (Radford et al. 2018, section 3.1)
 
-    python gpt.py           pretrain on the almanac's text: 2200 steps, about 2 minutes on 2 CPU cores,
-                            held-out loss ends near 0.82 nats a token
+    python gpt.py           pretrain on the almanac's text: 3300 steps, about 3 minutes on 2 CPU cores,
+                            held-out loss ends near 0.76 nats a token
     python gpt.py --chat    talk to the newest checkpoint
 
 This file also owns what the later stages share: the model and its scalar twin, sampling, the log-probability
@@ -439,6 +439,19 @@ def load(path, kind=GPT, device="cpu", hint=""):
     return model, tokenizer, about
 
 
+@torch.no_grad()
+def begin_chat(model, tokenizer, about):
+    """Let the chat's marks <|user|> and <|assistant|> begin as a newline, in place, if the model comes from gpt.py.
+
+    Its text has none of them, so pretraining did nothing but push them away from all it writes. As newlines they are what
+    it knows between a question and an answer: of answers in a chat, a linear probe of the last token tells true from
+    false in 93% of cases instead of 84% (seed 3).
+    """
+    if about.get("stage") == "gpt":
+        newline, = tokenizer.encode("\n")
+        model.wte.weight[[tokenizer.user, tokenizer.assistant]] = model.wte.weight[newline].clone()
+
+
 def load_rewards(paths, tokenizer, device="cpu", hint="", block_size=0):
     """Reward models, "a.pt,b.pt", all with this tokenizer and at least this context -> (list of ScalarGPT, list of what their checkpoints say of themselves)."""
     models, abouts = [], []
@@ -458,10 +471,10 @@ def load_rewards(paths, tokenizer, device="cpu", hint="", block_size=0):
 
 @dataclass
 class Config(runs.Common):
-    # Small steps, many of them: from 1200 of 16 rows, a model that is asked whether a statement is true ranks a true one
-    # above a false one in 96% of cases; from 2800 of 8 rows in 98.2%; from 4000 of 5 rows, which are fewer tokens than
-    # that, in 99.8% (seed 1). But of 5 rows the loss is higher (.82 against .79), and the reward model is worse on harm.
-    steps: int = knob(2200, "optimizer steps", least=1)
+    # Long enough to learn which statements are true, which the reward model needs: from 2200 steps, a base model asked in a
+    # page of questions and answers says "Right." rather of the true answer in 78% of cases, from 4400 in 99.8% (seed 2). A
+    # linear probe of the last token of answers in a chat tells true from false in 93% after 3300 steps, 94% after 4400 (seed 3).
+    steps: int = knob(3300, "optimizer steps", least=1)
     batch: int = knob(8, "rows of --block_size tokens a step", least=1)
     lr: float = knob(4e-3, "peak learning rate; warm-up, then cosine to a tenth", least=0)
     weight_decay: float = knob(0.1, "decay of the matrices", least=0)

@@ -14,7 +14,7 @@ estimate advantages with the value model; improve policy and value on the batch.
 Four models: policy and reference start as the SFT model, the value model as the reward model's trunk with a head of
 its own; reference and reward model never change. An answer is one episode: gamma is 1.
 
-    python ppo.py       needs out/sft/ckpt.pt and out/reward/ckpt.pt; about 2 minutes on 2 CPU cores
+    python ppo.py       needs out/sft/ckpt.pt and out/reward/ckpt.pt; about a minute and a half on 2 CPU cores
     python ppo.py --eval    judges all models there are in every way that the field knows, and writes out/report.md
 
 One pass of four minibatches over 256 answers, like InstructGPT's one pass of eight. Four passes, as Ziegler et al.
@@ -47,7 +47,7 @@ class Config(runs.Common):
     reward: str = knob("", "reward model, or several with commas between (default: that of the same round in --out)")
     caution: float = knob(0.0, "of several reward models: deviations to subtract from their mean; inf: take the minimum", least=0)
     round: int = knob(1, "from 2 on, the policy starts where the round before left it; the reference stays", least=1)
-    steps: int = knob(50, "iterations of sampling and updating", least=1)
+    steps: int = knob(25, "iterations of sampling and updating", least=1)
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
@@ -67,7 +67,7 @@ class Config(runs.Common):
     target_kl: float = knob(0.0, "no further pass over a batch once approx_kl is above this; 0: never stop", least=0)
     temperature: float = knob(0.7, "of sampling, and so of every log-probability, as in Ziegler et al. 2019")
     max_new_tokens: int = knob(40, "longest answer", least=1)
-    missing_eos_score: float = knob(-2.0, "score of an answer that does not end, instead of the reward model's")
+    missing_eos_score: float = knob(-2.0, "score of an answer that does not end or has not a word, instead of the reward model's")
     prompts: int = knob(20000, "prompts to practise on", least=1)
     eval: bool = knob(False, "judge all models of --out instead of training one; writes report.md there")
     judge: str = knob("labeler", "with --eval: labeler, or human: you compare the newest policy with the SFT model, blind")
@@ -207,11 +207,13 @@ def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
             out[rows] = compute(rows)
         return runs.add_up(out)
 
-    score = of_all(lambda rows: reward.score(idx[rows], lengths[rows]), lengths)
+    score = of_all(lambda rows: reward.score(idx[rows], (lengths - ended.long())[rows]), lengths)
     logp_old, logp_ref = [of_all(lambda rows: gpt.token_logprobs(model, idx[rows], cfg.temperature, mask[rows]), mask)
                           for model in (policy, reference)]
     values_old = of_all(lambda rows: value(idx[rows])[:, :-1], mask)
-    return Rollout(idx, lengths, mask, torch.where(ended, score, cfg.missing_eos_score), logp_old, logp_ref, values_old, ended)
+    # Where there is no word, the reward model would read the prompt, of which it has learned nothing.
+    score = torch.where(ended & (mask.sum(1) > 1), score, cfg.missing_eos_score)
+    return Rollout(idx, lengths, mask, score, logp_old, logp_ref, values_old, ended)
 
 
 def estimate(batch, cfg, beta):
@@ -316,7 +318,7 @@ def train(cfg):
     if run.earlier("gpt").exists():
         base, base_tokenizer, _ = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
         if base_tokenizer == tokenizer and base.config.block_size >= policy.config.block_size:
-            models = {"base": base, **models}
+            models = {"base": base, **models} if cfg.round == 1 else models  # it has answered in the first
             if (kept := run.earlier("gpt").with_name("held_out.txt")).exists():
                 held_out = gpt.one_stream(formats.read_text(kept), tokenizer, run.device)
     if cfg.ptx:

@@ -37,13 +37,13 @@ from data.runs import UserError, knob
 
 @dataclass
 class Config(runs.Common):
-    init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in --out; in later rounds "
-                         "the reward model of the round before)")
+    init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in --out, moved a little towards gpt/ckpt.pt, "
+                         "if that is there; in later rounds the reward model of the round before)")
     policy: str = knob("", "who answers (default: the SFT model; in later rounds the policy of the round before)")
     label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or answers to rank again")
     labeler: str = knob("", "with --label: whose file in feedback/ the labels go to (default: your login name)")
     round: int = knob(1, "from 2 on, the reward model of the round before learns on, from the rankings of all rounds", least=1)
-    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000, with --label 100", least=0)
+    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 5000, with --label 100", least=0)
     k: int = knob(4, "answers for each prompt, 2 to 9")
     temperature: float = knob(None, "of sampling (default: 0.7, as in PPO, so that the answers it will judge are like those it has "
                                     "seen; in later rounds 1)")
@@ -51,7 +51,7 @@ class Config(runs.Common):
     steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as in Ouyang et al. 2022", least=0)
     active: str = knob("", "reward models, with commas between: of four times as many prompts rank those they disagree on most")
     bootstrap: bool = knob(False, "learn from as many prompts drawn with replacement: for several reward models that differ")
-    batch: int = knob(32, "prompts a step, each with its K answers", least=1)
+    batch: int = knob(16, "prompts a step, each with its K answers", least=1)
     lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0", least=0)
     test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
     save_every: int = knob(200, "steps between two checkpoints", least=1)
@@ -165,10 +165,28 @@ def ask(cfg, demands):
     print(f"python reward.py --data {book.path} learns from them")
 
 
+@torch.no_grad()
+def between(sft, base, tokenizer, about):
+    """Move the SFT model .3 of the way back to the pretrained model it came from, in place (Wortsman et al. 2022, equation 2).
+
+    SFT forgets which statements are true, and the pretrained model has never read a chat; a mean of the two knows both. Of held-out
+    pairs that differ in gold, a reward model that starts from it orders 93.3% right, from the SFT model 92.1%; a right fact it prefers
+    to a wrong one in 92%, from the SFT model in 82% (seed 1). Halfway it knows facts better (97%), and harm worse.
+    """
+    gpt.begin_chat(base, tokenizer, about)
+    for p, q in zip(sft.parameters(), base.parameters()):
+        p.lerp_(q, .3)
+
+
 def encode(tokenizer, record, block_size):
-    """A comparison -> (list of K id lists, ranks, all 1 if nobody has ranked); None if an answer does not fit in the context."""
+    """A comparison -> (list of K id lists, ranks, all 1 if nobody has ranked); None if an answer does not fit in the context.
+
+    The reward model reads an answer at the last token of its text. At <|end|>, one further, SFT has left less of what pretraining
+    knew of truth: a linear probe tells 66% of true and false answers apart instead of 85%, and the reward model that learns
+    there prefers a right fact to a wrong one in 65% of cases instead of 97% (seed 3).
+    """
     prompt = tokenizer.render(record["prompt"])
-    rows = [prompt + tokenizer.encode(r) + [tokenizer.end] for r in record["responses"]]
+    rows = [prompt + tokenizer.encode(r) for r in record["responses"]]
     return (rows, record.get("ranks") or [1] * len(rows)) if max(map(len, rows)) <= block_size else None
 
 
@@ -256,7 +274,7 @@ def train(cfg):
             if not path.exists():
                 raise UserError(f"{path} not found: its round learned from --data; name the rankings of all rounds with --data")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
-        wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
+        wanted = cfg.prompts or (12000 if cfg.round == 1 else 5000)
         records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         ranked = [r for path in earlier for r in formats.read_comparisons(path)]
@@ -281,12 +299,18 @@ def train(cfg):
         # 85%; from the reward model of the round before, one pass 83%.
         model, _, _ = gpt.load(run.earlier("reward", cfg.round - 1), gpt.ScalarGPT, run.device, runs.hint("reward", cfg.round - 1))
     else:
+        if not cfg.init and run.earlier("gpt").exists():
+            base, base_tokenizer, base_about = gpt.load(run.earlier("gpt"), gpt.GPT, run.device)
+            if (base_tokenizer, base.config) != (tokenizer, sft_model.config):
+                raise UserError(f"{sft_path} does not come from {run.earlier('gpt')}: say with --init {sft_path} that it alone is the start")
+            between(sft_model, base, tokenizer, base_about)
         model = gpt.ScalarGPT(sft_model.config).to(run.device)
         model.trunk.load_state_dict(sft_model.state_dict())
     sft_model = policy = None  # their memory is wanted
     before, _ = score_all(model, test_examples[:5], run.device)
     run.prepare("reward", [model], rows=max(len(ranks) for _, ranks in examples))
     opt = gpt.optimizer(model, cfg.lr)
+    examples = [e for e in examples if len(set(e[1])) > 1] or examples  # nothing but ties teaches nothing, and costs as much
     if cfg.bootstrap:
         examples = random.Random(cfg.seed).choices(examples, k=len(examples))
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: max(map(len, e[0])))

@@ -329,7 +329,7 @@ def _lesson(rng):
         else:
             lie = rng.choice([v for v in VALUES[relation] if v != truth])
             judged = f"{tell(rng, relation, name, lie, bare)} Wrong: {truth}."
-        lines.append(f"{asked} {judged}".strip())
+        lines.append((asked + rng.choice(" \n") + judged).strip())
     return "\n".join(lines)
 
 

@@ -218,9 +218,9 @@ def divergence(policy, reference, prompts, answers, tokenizer, temperature):
 def scores(reward, prompts, answers, tokenizer, missing_eos_score):
     """What PPO sees of each answer (lists of ids): the reward model's score, or what takes its place -> list of float."""
     found = []
-    for idx, lengths, _ in answered(reward, prompts, answers, tokenizer):
+    for idx, lengths, mask in answered(reward, prompts, answers, tokenizer):
         ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == tokenizer.end
-        found += torch.where(ended, reward.score(idx, lengths), missing_eos_score).tolist()
+        found += torch.where(ended & (mask.sum(1) > 1), reward.score(idx, lengths - ended.long()), missing_eos_score).tolist()
     return found
 
 

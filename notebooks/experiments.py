@@ -71,14 +71,19 @@ def file_name(name):
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
+def place(out, root, stages):
+    """Make a folder in which these stages are those of the pipeline -> its path."""
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if not (out / stage).exists():
+            (out / stage).symlink_to((root / stage).resolve())
+    return out
+
+
 def run(trial, root, experiment, figures):
     """Carry out a trial on one pipeline, unless it has been -> results and log of ppo.py, and the reward model's accuracy if asked for."""
-    out = root / experiment / file_name(trial.name)
+    out = place(root / experiment / file_name(trial.name), root, ["gpt", "sft"] + ["reward"] * (not trial.comparisons))
     common = dict(out=str(out), seed=metrics.read_results(root)["ppo"]["config"]["seed"])
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in ["gpt", "sft"] + ["reward"] * (not trial.comparisons):
-        if not (out / stage).exists():
-            (out / stage).symlink_to((root / stage).resolve())  # as in the pipeline
     if not (out / "reward" / "results.json").exists():
         formats.write_jsonl(out / "comparisons.jsonl", trial.comparisons(root))
         reward.train(reward.Config(data=str(out / "comparisons.jsonl"), **common))
@@ -116,7 +121,7 @@ def table(found):
 
 # ---- PPO's options --------------------------------------------------------------------------------
 
-SHORT = dict(steps=20, test_prompts=400)  # instead of 50 and 1000: the sweeps take many runs
+SHORT = dict(steps=20, test_prompts=400)  # instead of 25 and 1000: the sweeps take many runs
 OPTIONS = [
     Trial("default", SHORT),
     Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0)),
@@ -223,10 +228,8 @@ def members(root, name, records, m=3):
     outs = [root / "ensembles" / name / str(i) for i in range(1, m + 1)]
     for seed, out in enumerate(outs, start=1):
         if not (out / "reward" / "results.json").exists():
-            out.mkdir(parents=True, exist_ok=True)
-            formats.write_jsonl(out / "comparisons.jsonl", records)
-            reward.train(reward.Config(out=str(out), data=str(out / "comparisons.jsonl"), bootstrap=True, seed=seed,
-                                       init=str(root / "sft" / "ckpt.pt")))
+            formats.write_jsonl(place(out, root, ["gpt", "sft"]) / "comparisons.jsonl", records)
+            reward.train(reward.Config(out=str(out), data=str(out / "comparisons.jsonl"), bootstrap=True, seed=seed))
     return ",".join(str(out / "reward" / "ckpt.pt") for out in outs)
 
 

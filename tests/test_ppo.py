@@ -126,13 +126,19 @@ def test_law_02_the_policy_that_is_the_reference_has_kl_exactly_0(iteration):
     assert torch.equal(batch.logp_old, batch.logp_ref) and batch.logp_old.abs().sum() > 0
 
 
-def test_law_09_an_answer_without_end_gets_the_missing_score(iteration):
-    _, _, rm, _, _, batch, cfg = iteration
+def test_law_09_an_answer_without_end_or_word_gets_the_missing_score(iteration):
+    policy, reference, rm, value, _, batch, cfg = iteration
     last = batch.idx.gather(1, batch.lengths[:, None] - 1).squeeze(1)
     unfinished = last != rm.config.end
     assert unfinished.any() and torch.equal(batch.ended, ~unfinished)
     assert (batch.score[unfinished] == cfg.missing_eos_score).all()
-    torch.testing.assert_close(batch.score[~unfinished], rm.score(batch.idx, batch.lengths).detach()[~unfinished])
+    scored = ~unfinished & (batch.mask.sum(1) > 1)
+    torch.testing.assert_close(batch.score[scored], rm.score(batch.idx, batch.lengths - 1).detach()[scored])
+    with torch.no_grad():  # now it often ends before it has begun
+        policy.ln_f.bias.fill_(1.0)
+        policy.wte.weight[rm.config.end] = .2
+    batch = ppo.rollout(policy, reference, rm, value, *gpt.pad([[1, 2]] * 16, rm.config.pad), cfg)
+    assert (batch.mask.sum(1) == 1).any() and (batch.score[batch.mask.sum(1) == 1] == cfg.missing_eos_score).all()
 
 
 def test_law_03_reference_and_reward_model_never_change(iteration):
@@ -150,7 +156,8 @@ def test_law_06_tokens_after_the_end_change_nothing(iteration):
     with torch.no_grad():
         torch.testing.assert_close(gpt.token_logprobs(policy, dirty, cfg.temperature, batch.mask), batch.logp_old)
         torch.testing.assert_close(value(dirty)[:, :-1] * batch.mask, batch.values_old * batch.mask)
-        torch.testing.assert_close(rm.score(dirty, batch.lengths)[batch.ended], batch.score[batch.ended])
+        scored = batch.score != cfg.missing_eos_score
+        torch.testing.assert_close(rm.score(dirty, batch.lengths - 1)[scored], batch.score[scored])
 
 
 def test_law_01_the_first_minibatch_changes_nothing_yet(iteration):
@@ -426,7 +433,7 @@ def toy(tmp_path_factory):
     begun = [[]] + [[a] for a in letters] + [[a, b] for a in letters for b in letters]
     answers = [y + [tokenizer.end] for y in begun] + [[a, b, c] for a in letters for b in letters for c in letters]
     judge = gpt.ScalarGPT(config)
-    scores = torch.cat([judge.score(*gpt.pad([asked + y], tokenizer.pad)) for y in answers if y[-1] == tokenizer.end])
+    scores = torch.cat([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad)) for y in answers if y[-1] == tokenizer.end])
     judge = reward.normalized(judge, scores.mean().item(), scores.std().item())
     for name, model in (("sft", reference), ("reward", judge)):
         (out / name).mkdir()
@@ -460,7 +467,7 @@ def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_b
     reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", Biased)
     with torch.no_grad():
-        score = torch.stack([judge.score(*gpt.pad([asked + y], tokenizer.pad))[0] if y[-1] == tokenizer.end else torch.tensor(-2.0) for y in answers])
+        score = torch.stack([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad))[0] if y[-1] == tokenizer.end != y[0] else torch.tensor(-2.0) for y in answers])
     ref, p = probabilities(reference, asked, answers), probabilities(policy, asked, answers)
     optimum = ref * torch.exp(score / beta)
     optimum = optimum / optimum.sum()

@@ -107,7 +107,7 @@ def test_the_most_doubtful_are_those_on_which_members_differ():
     records = [dict(prompt=[dict(role="user", content=a)], responses=[a + b, b + a, b]) for a in "abc" for b in "xyz"]
     doubt = []
     for r in records:
-        rows = [tokenizer.render(r["prompt"]) + tokenizer.encode(text) + [tokenizer.end] for text in r["responses"]]
+        rows = [tokenizer.render(r["prompt"]) + tokenizer.encode(text) for text in r["responses"]]
         idx, lengths = gpt.pad(rows, tokenizer.pad)
         scores = [m.score(idx, lengths).tolist() for m in members]
         total = 0.0
