@@ -224,7 +224,7 @@ def batches(examples, size, rng, length=len):
 
 def action_logits(model, hidden, temperature):
     """(..., C) -> (..., V). The one definition of the distribution that is sampled *and* scored: <|pad|> has no share."""
-    logits = model.logits(hidden) / temperature
+    logits = model.logits(hidden / temperature)  # the same as logits / temperature, of which there are many more
     logits[..., model.config.pad] = -torch.inf
     return logits
 

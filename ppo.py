@@ -14,7 +14,7 @@ estimate advantages with the value model; improve policy and value on the batch.
 Four models: policy and reference start as the SFT model, the value model as the reward model's trunk with a head of
 its own; reference and reward model never change. An answer is one episode: gamma is 1.
 
-    python ppo.py       needs out/sft/ckpt.pt and out/reward/ckpt.pt; about a minute and a half on 2 CPU cores
+    python ppo.py       needs out/sft/ckpt.pt and out/reward/ckpt.pt; about a minute on 2 CPU cores
     python ppo.py --eval    judges all models there are in every way that the field knows, and writes out/report.md
 
 One pass of four minibatches over 256 answers, like InstructGPT's one pass of eight. Four passes, as Ziegler et al.
@@ -47,7 +47,7 @@ class Config(runs.Common):
     reward: str = knob("", "reward model, or several with commas between (default: that of the same round in --out)")
     caution: float = knob(0.0, "of several reward models: deviations to subtract from their mean; inf: take the minimum", least=0)
     round: int = knob(1, "from 2 on, the policy starts where the round before left it; the reference stays", least=1)
-    steps: int = knob(25, "iterations of sampling and updating", least=1)
+    steps: int = knob(20, "iterations of sampling and updating", least=1)
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)

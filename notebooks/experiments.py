@@ -121,7 +121,7 @@ def table(found):
 
 # ---- PPO's options --------------------------------------------------------------------------------
 
-SHORT = dict(steps=20, test_prompts=400)  # instead of 25 and 1000: the sweeps take many runs
+SHORT = dict(test_prompts=400)  # instead of 1000: the sweeps take many runs
 OPTIONS = [
     Trial("default", SHORT),
     Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0)),
