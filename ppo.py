@@ -51,7 +51,7 @@ class Config(runs.Common):
     batch: int = knob(256, "answers an iteration", least=1)
     epochs: int = knob(1, "passes over each batch", least=1)
     minibatches: int = knob(4, "optimizer steps a pass", least=1)
-    lr: float = knob(None, "learning rate, falling linearly to 0 (default: 6e-4, in later rounds 1e-4)", least=0)
+    lr: float = knob(None, "learning rate, falling linearly to 0 (default: 6e-4, in later rounds 2e-4)", least=0)
     beta: float = knob(None, "weight of the KL penalty, in standard deviations of the reward model's score per nat (default: 0.2, in later rounds 0.05)")
     kl_target: float = knob(0.0, "nats an answer to which beta steers KL (Ziegler et al. 2019, section 2.2); 0: beta stays", least=0)
     kl_horizon: int = knob(1000, "with --kl_target: answers in which beta grows or falls by 20% at most", least=1)
@@ -83,7 +83,7 @@ class Config(runs.Common):
         # Two runs that differ in nothing that matters differ by up to .05. What the first round made is sharp, and steps as
         # large as its own hurt it: with an earlier reward model, from gold .72, round 2 led to .69 at 6e-4 (beta .2), .76 at
         # 2e-4 (.2), .81 at 1e-4 (.05). With today's, seed 1, round 2 led from .68 to .77 at 1e-4, .72 at 3e-4.
-        self.lr = self.lr if self.lr is not None else 6e-4 if self.round == 1 else 1e-4
+        self.lr = self.lr if self.lr is not None else 6e-4 if self.round == 1 else 2e-4
         self.beta = self.beta if self.beta is not None else .2 if self.round == 1 else .05
 
 

@@ -43,7 +43,7 @@ class Config(runs.Common):
     label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or answers to rank again")
     labeler: str = knob("", "with --label: whose file in feedback/ the labels go to (default: your login name)")
     round: int = knob(1, "from 2 on, the reward model of the round before learns on, from the rankings of all rounds", least=1)
-    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 5000, with --label 100", least=0)
+    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000, with --label 100", least=0)
     k: int = knob(4, "answers for each prompt, 2 to 9")
     temperature: float = knob(None, "of sampling (default: 0.7, as in PPO, so that the answers it will judge are like those it has "
                                     "seen; in later rounds 1)")
@@ -274,7 +274,7 @@ def train(cfg):
             if not path.exists():
                 raise UserError(f"{path} not found: its round learned from --data; name the rankings of all rounds with --data")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
-        wanted = cfg.prompts or (12000 if cfg.round == 1 else 5000)
+        wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
         records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         ranked = [r for path in earlier for r in formats.read_comparisons(path)]
