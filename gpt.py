@@ -2,8 +2,8 @@
 
     loss = - mean over positions t of log p(x_t | x_1 ... x_{t-1})          (Radford et al. 2018, section 3.1)
 
-    python gpt.py           pretrain on the almanac's text: 3300 steps, about 3 minutes on 2 CPU cores,
-                            held-out loss ends near 0.76 nats a token
+    python gpt.py           pretrain on the almanac's text: 3300 steps, 3 to 5 minutes on 2 CPU cores,
+                            held-out loss ends near 0.77 nats a token
     python gpt.py --chat    talk to the newest checkpoint
 
 This file also owns what the later stages share: the model and its scalar twin, sampling, the log-probability
