@@ -8,7 +8,7 @@ knows when to stop.
     python sft.py       needs out/gpt/ckpt.pt; 1300 steps, about a minute on 2 CPU cores
 
 The demonstrations are of uneven quality, as people's are, and SFT imitates all of them: expect facts of
-which two thirds are right, and few perfect answers, as most ramble. Left out: packing several conversations into a row, and dropout.
+which three quarters are right, and few perfect answers, as most ramble. Left out: packing several conversations into a row, and dropout.
 """
 
 import random

@@ -23,9 +23,9 @@ STAGES = {
 }
 
 
-def recipe(out, **changes):
+def recipe(out, device="cpu", **changes):
     for module, flags in STAGES.values():
-        module.train(module.Config(out=str(out), log_every=1, threads=1, **flags, **changes))
+        module.train(module.Config(out=str(out), device=device, log_every=1, threads=1, **flags, **changes))
     return out
 
 
@@ -81,7 +81,7 @@ def test_bf16_learns_as_fast(tmp_path):
     """Weights that were rounded once and not again after each step would hardly learn."""
     losses = []
     for bf16 in (False, True):
-        gpt.train(gpt.Config(out=str(tmp_path), bf16=bf16, log_every=1, threads=1, **{**STAGES["gpt"][1], "documents": 20, "steps": 40}))
+        gpt.train(gpt.Config(out=str(tmp_path), device="cpu", bf16=bf16, log_every=1, threads=1, **{**STAGES["gpt"][1], "documents": 20, "steps": 40}))
         losses.append([json.loads(line)["loss"] for line in open(tmp_path / "gpt" / "log.jsonl")])
     torch.set_autocast_enabled("cpu", False)
     assert losses[0] != losses[1] and losses[0][-1] < losses[0][0] - 1
