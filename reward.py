@@ -13,10 +13,10 @@ only, never the labeler's gold.
 
     python reward.py --label    rank answers yourself; the labels are for --data
 
-From round 2 on the last policy answers, and the reward model of the round before learns on, from the rankings of all
-rounds. Several reward models that disagree show what they do not know (Christiano et al. 2017): make them with
---bootstrap and different seeds on the same --data, let `ppo.py --reward a.pt,b.pt` use them together, and
-`--active a.pt,b.pt` choose what to rank next.
+From round 2 on the last policy and the SFT model answer, half each, and the reward model of the round before learns
+on, from the rankings of all rounds. Several reward models that disagree show what they do not know (Christiano et al.
+2017): make them with --bootstrap and different seeds on the same --data, let `ppo.py --reward a.pt,b.pt` use them
+together, and `--active a.pt,b.pt` choose what to rank next.
 """
 
 import copy
@@ -39,14 +39,13 @@ from data.runs import UserError, knob
 class Config(runs.Common):
     init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in --out, moved a little towards gpt/ckpt.pt, "
                          "if that is there; in later rounds the reward model of the round before)")
-    policy: str = knob("", "who answers (default: the SFT model; in later rounds the policy of the round before)")
+    policy: str = knob("", "who answers (default: the SFT model; in later rounds the policy of the round before, and the SFT model too)")
     label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or answers to rank again")
     labeler: str = knob("", "with --label: whose file in feedback/ the labels go to (default: your login name)")
     round: int = knob(1, "from 2 on, the reward model of the round before learns on, from the rankings of all rounds", least=1)
     prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000, with --label 100", least=0)
     k: int = knob(4, "answers for each prompt, 2 to 9")
-    temperature: float = knob(None, "of sampling (default: 0.7, as in PPO, so that the answers it will judge are like those it has "
-                                    "seen; in later rounds 1)")
+    temperature: float = knob(0.7, "of sampling; as in PPO, so that the answers it will judge are like those it has seen")
     max_new_tokens: int = knob(40, "longest answer", least=1)
     steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as in Ouyang et al. 2022", least=0)
     active: str = knob("", "reward models, with commas between: of four times as many prompts rank those they disagree on most")
@@ -55,11 +54,6 @@ class Config(runs.Common):
     lr: float = knob(5e-4, "peak learning rate; warm-up, then cosine to 0", least=0)
     test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
     save_every: int = knob(200, "steps between two checkpoints", least=1)
-
-    def __post_init__(self):
-        # A policy that PPO has made sharp says the same thing four times: at 0.7, a prompt of the third round had .7 pairs to
-        # learn from, at 1 it has 1.8. Gold after it, seeds 1 and 2: .78 and .82 at 0.7, .80 and .84 at 1.
-        self.temperature = self.temperature if self.temperature is not None else .7 if self.round == 1 else 1.0
 
 
 # ---- equations ------------------------------------------------------------------------------------
@@ -110,14 +104,18 @@ def normalized(model, mean, std):
 # ---- data -----------------------------------------------------------------------------------------
 
 
-def respond(model, tokenizer, prompts, cfg):
-    """The prompts that leave room for an answer, each with `responses`: K answers of the model."""
-    prompts = gpt.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
+def respond(models, tokenizer, prompts, cfg):
+    """The prompts that leave room for an answer, each with `responses`: K answers, of the models in equal parts."""
+    prompts = gpt.with_room(models[0], tokenizer, prompts, cfg.max_new_tokens)
     began, records = time.time(), []
     for start in range(0, len(prompts), 2000):
         part = prompts[start:start + 2000]
-        texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, cfg.k)
-        records += [dict(p, responses=texts[i * cfg.k:(i + 1) * cfg.k]) for i, p in enumerate(part)]
+        responses = [[] for _ in part]
+        for n, model in enumerate(models):
+            k = len(range(n, cfg.k, len(models)))
+            texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, k)
+            responses = [some + texts[i * k:(i + 1) * k] for i, some in enumerate(responses)]
+        records += [dict(p, responses=some) for p, some in zip(part, responses)]
         print(f"reward: {len(records):,}/{len(prompts):,} prompts answered {cfg.k} times  "
               f"{runs.time_left(began, len(records), len(prompts))}", flush=True)
     return records
@@ -275,7 +273,11 @@ def train(cfg):
                 raise UserError(f"{path} not found: its round learned from --data; name the rankings of all rounds with --data")
         seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
         wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
-        records, test = [respond(policy, tokenizer, almanac.prompts(split, n, seed), cfg)
+        # What PPO has made sharp says the same thing four times, and whoever ranks that can not say that it is wrong: seed 1's policy
+        # told all who asked who it was that it was well, and small talk had gold .57 after three rounds of its own answers at
+        # temperature 1. With the SFT model's among them, .86 (Stiennon et al. 2020, section 3.1, rank those of several models).
+        models = [policy] if cfg.round == 1 else [policy, sft_model]
+        records, test = [respond(models, tokenizer, almanac.prompts(split, n, seed), cfg)
                          for split, n in (("train", 4 * wanted if cfg.active else wanted), ("test", cfg.test_prompts))]
         ranked = [r for path in earlier for r in formats.read_comparisons(path)]
         typical = (ranked + records)[:500]
@@ -306,7 +308,7 @@ def train(cfg):
             between(sft_model, base, tokenizer, base_about)
         model = gpt.ScalarGPT(sft_model.config).to(run.device)
         model.trunk.load_state_dict(sft_model.state_dict())
-    sft_model = policy = None  # their memory is wanted
+    sft_model = policy = models = None  # their memory is wanted
     before, _ = score_all(model, test_examples[:5], run.device)
     run.prepare("reward", [model], rows=max(len(ranks) for _, ranks in examples))
     opt = gpt.optimizer(model, cfg.lr)

@@ -55,7 +55,7 @@ def test_answers(root):
     """The same for all reward models of a pipeline: four answers of its SFT model to each of 500 held-out prompts, ranked."""
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     torch.manual_seed(0)
-    records = reward.respond(model, tokenizer, almanac.prompts("test", 500, "experiments"), reward.Config())
+    records = reward.respond([model], tokenizer, almanac.prompts("test", 500, "experiments"), reward.Config())
     return tokenizer, reward.compare(records, np.random.default_rng(0))
 
 
@@ -169,7 +169,7 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
         records = formats.read_comparisons(root / "reward" / "comparisons.jsonl")[:prompts]
         if k > 4 or prompts > len(records):
             model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-            records = reward.respond(model, tokenizer, almanac.prompts("train", prompts, f"feedback {k}"), reward.Config(k=k))
+            records = reward.respond([model], tokenizer, almanac.prompts("train", prompts, f"feedback {k}"), reward.Config(k=k))
         rng, ranked = np.random.default_rng(0), []
         for r in records:
             responses = r["responses"][:k]

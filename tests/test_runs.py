@@ -322,13 +322,18 @@ def test_a_write_is_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_text() == "old"
 
 
-def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path):
-    """The second reward model starts from the first and learns all rankings, as the second policy does; the reference stays."""
+def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path, monkeypatch):
+    """The second reward model starts from the first and learns all rankings, of answers of the first policy and the SFT model;
+    the second policy starts from the first; the reference stays."""
     out = tmp_path / "out"
     shutil.copytree(pipeline[0], out)
     common = dict(out=str(out), max_new_tokens=8, log_every=1, round=2)
-    first = gpt.load(out / "ppo" / "ckpt.pt")[0]
+    first, sft_model = [gpt.load(out / stage / "ckpt.pt")[0] for stage in ("ppo", "sft")]
+    asked, respond = [], reward.respond
+    monkeypatch.setattr(reward, "respond", lambda models, *others: asked.append(models) or respond(models, *others))
     second, _ = reward.train(reward.Config(prompts=10, test_prompts=6, k=3, batch=4, lr=0.0, **common))
+    assert len(asked) == 2 and all(torch.equal(a, b) for models in asked for found, model in zip(models, (first, sft_model), strict=True)
+                                   for a, b in zip(found.parameters(), model.parameters()))
     trunk = gpt.load(out / "reward" / "ckpt.pt", gpt.ScalarGPT)[0].trunk
     assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), second.trunk.parameters()))  # steps of length 0
     rows = [len(formats.read_comparisons(out / stage / "comparisons.jsonl")) for stage in ("reward", "reward-2")]
