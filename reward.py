@@ -107,15 +107,12 @@ def normalized(model, mean, std):
 def respond(models, tokenizer, prompts, cfg):
     """The prompts that leave room for an answer, each with `responses`: K answers, of the models in equal parts."""
     prompts = gpt.with_room(models[0], tokenizer, prompts, cfg.max_new_tokens)
+    copies = [len(range(n, cfg.k, len(models))) for n in range(len(models))]  # of each model, K together
     began, records = time.time(), []
     for start in range(0, len(prompts), 2000):
         part = prompts[start:start + 2000]
-        responses = [[] for _ in part]
-        for n, model in enumerate(models):
-            k = len(range(n, cfg.k, len(models)))
-            texts = gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, k)
-            responses = [some + texts[i * k:(i + 1) * k] for i, some in enumerate(responses)]
-        records += [dict(p, responses=some) for p, some in zip(part, responses)]
+        texts = [iter(gpt.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, k)) for model, k in zip(models, copies)]
+        records += [dict(p, responses=[next(text) for text, k in zip(texts, copies) for _ in range(k)]) for p in part]
         print(f"reward: {len(records):,}/{len(prompts):,} prompts answered {cfg.k} times  "
               f"{runs.time_left(began, len(records), len(prompts))}", flush=True)
     return records
