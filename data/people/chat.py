@@ -5,8 +5,10 @@ import codecs
 import torch
 
 import gpt
-from data import feedback, runs
-from data.runs import UserError
+from data import sampling, start
+from data.people import feedback
+from data.run.cli import UserError
+from data.run.run import setup
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
 /good   the last answer is good      /bad   it is not, try again      /better <text>   what it should have said"""
@@ -85,16 +87,15 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature):
     """Answer a conversation: yields pieces of text as they are sampled. A character of several tokens comes whole."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     idx, lengths = gpt.pad([tokenizer.render(turns)], tokenizer.pad, next(model.parameters()).device)
-    for _, token in gpt.stream(model, idx, lengths, max_new_tokens, temperature):
+    for _, token in sampling.stream(model, idx, lengths, max_new_tokens, temperature):
         yield decoder.decode(tokenizer.decode_bytes(token.tolist()))
     yield decoder.decode(b"", final=True)
 
 
 def converse(cfg):
     """Talk to a checkpoint, by default the newest policy in --out. cfg: gpt.Config."""
-    runs.check(cfg)
-    path = cfg.ckpt or runs.newest_policy(cfg.out, "--ckpt")
-    model, tokenizer, _ = gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), "name a policy's checkpoint with --ckpt")
+    setup(cfg)
+    path, model, tokenizer = start.policy(cfg, "--ckpt", cfg.ckpt)
     room = model.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens must be at most {model.config.block_size - 1}, the context of {path} less one")

@@ -1,12 +1,16 @@
-"""GPT-2's published files in, files that transformers opens out.
+"""GPT-2's published files in, files that transformers opens out: plain tensors, no class of model.
 
-    python sft.py --init DIR                    DIR: config.json, model.safetensors or pytorch_model.bin, and
-                                                vocab.json, or OpenAI's encoder.json
-    python sft.py --init gpt2                   the same from the Hugging Face hub: gpt2, gpt2-medium, gpt2-large, gpt2-xl
-    python gpt.py --export DIR --ckpt PATH      a policy or a reward model, for transformers' Auto classes
+    python sft.py --init DIR                    DIR: config.json, model.safetensors or
+                                                pytorch_model.bin, and vocab.json, or OpenAI's
+                                                encoder.json
+    python sft.py --init gpt2                   the same from the Hugging Face hub: gpt2,
+                                                gpt2-medium, gpt2-large, gpt2-xl
+    python gpt.py --export DIR --ckpt PATH      a policy or a reward model, for transformers' Auto
+                                                classes
 
-safetensors is read and written by hand: a length, a JSON header, and the raw numbers, which is shorter than a dependency.
-GPT-2's Conv1D layers hold their matrices as (in, out), torch's Linear as (out, in).
+safetensors is read and written by hand: a length, a JSON header, and the raw numbers, which is
+shorter than a dependency. GPT-2's Conv1D layers hold their matrices as (in, out), torch's Linear
+as (out, in).
 """
 
 import json
@@ -17,9 +21,8 @@ from pathlib import Path
 import torch
 from torch.hub import download_url_to_file, get_dir
 
-import gpt
-from data import runs
-from data.runs import UserError
+from data.run.checkpoint import write
+from data.run.cli import UserError
 from data.tokenizer import SPECIALS, Tokenizer
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -70,7 +73,7 @@ def write_safetensors(path, tensors):
         header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[at, at := at + len(parts[-1])])
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)  # the numbers begin at a multiple of 8
-    runs.write(path, struct.pack("<Q", len(head)) + head + b"".join(parts))
+    write(path, struct.pack("<Q", len(head)) + head + b"".join(parts))
 
 
 # What GPT-2's configuration may say, as this code has nothing else.
@@ -122,58 +125,97 @@ def byte_letters():
     return [chr(byte if byte in printed else next(others)) for byte in range(256)]
 
 
-def read(where, device):
-    """A folder of GPT-2's files, or the name of one on the hub -> (GPT or ScalarGPT, Tokenizer, {}).
+def read(where):
+    """A folder of GPT-2's files, or the name of one on the hub -> dict as checkpoint.unpack gives.
 
-    Special tokens that the vocabulary lacks are appended. Their embeddings are the mean of all others: from small random
-    numbers they would start with logits far from the others' (in GPT-2 a mean logit is about -33, a random row's is
-    near 0), so that the untrained model would say nothing but special tokens (Hewitt 2021).
+    Special tokens that the vocabulary lacks are appended. Their embeddings are the mean of all
+    others: small random numbers would give them logits near 0, where GPT-2's are about -33, and
+    the untrained model would say nothing but special tokens (Hewitt 2021).
     """
     folder = Path(where) if Path(where).is_dir() else download(str(where))
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder / 'config.json'} not found: {folder} must hold the files that GPT-2 is published in")
-    weights = next((folder / file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).exists()), None)
-    if weights is None:
-        raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download one of them")
-    try:
-        about = json.loads((folder / "config.json").read_text())
-        ranks = read_ranks(folder)
-        state = read_safetensors(weights) if weights.suffix == ".safetensors" else torch.load(weights, map_location="cpu", weights_only=True)
-        config = gpt.GPTConfig(about["vocab_size"], about.get("n_positions", 1024), about["n_layer"], about["n_head"], about["n_embd"])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{folder} can not be read ({(str(error) or type(error).__name__).splitlines()[0][:80]}): download it again") from None
-    if about.get("model_type", "gpt2") != "gpt2":
-        raise UserError(f"{folder} holds a model of type {about['model_type']}: this code reads GPT-2")
-    for name, ours in KNOWN.items():
-        if about.get(name) not in (None, *ours):
-            raise UserError(f"{folder / 'config.json'}: {name} is {about[name]}, and this code has {ours[0]}: choose another model")
+    about, ranks, state, weights = _read_folder(folder)
     tokenizer = Tokenizer(ranks)
     if about["vocab_size"] not in (len(ranks), tokenizer.vocab_size):
-        raise UserError(f"{folder}: the vocabulary has {len(ranks)} tokens, the model {about['vocab_size']}: they do not belong together")
-    state = {name.removeprefix("transformer."): tensor.float() for name, tensor in state.items()}
+        raise UserError(f"{folder}: the vocabulary has {len(ranks)} tokens, the model "
+                        f"{about['vocab_size']}: they do not belong together")
     missing = tokenizer.vocab_size - about["vocab_size"]
-    with torch.device("meta"):
-        config.vocab_size = tokenizer.vocab_size
-        model = (gpt.ScalarGPT if "score.weight" in state else gpt.GPT)(config)
-    trunk = model.trunk if isinstance(model, gpt.ScalarGPT) else model
+    config = dict(vocab_size=tokenizer.vocab_size, block_size=about.get("n_positions", 1024),
+                  n_layer=about["n_layer"], n_head=about["n_head"], n_embd=about["n_embd"])
     ours = {}
-    for name, parameter in trunk.named_parameters():
+    for name, shape in shapes(config).items():
         tensor = state.get(their_name(name))
         if tensor is not None and is_conv1d(name):
             tensor = tensor.t()
         if tensor is not None and name == "wte.weight" and missing:
             tensor = torch.cat([tensor, tensor.mean(0, keepdim=True).expand(missing, -1)])
-        if tensor is None or tensor.shape != parameter.shape:
-            raise UserError(f"{weights}: {their_name(name)} is {'missing' if tensor is None else tuple(tensor.shape)}, config.json wants "
-                            f"{tuple(parameter.shape)}: they do not belong together")
+        if tensor is None or tensor.shape != shape:
+            found = "missing" if tensor is None else tuple(tensor.shape)
+            raise UserError(f"{weights}: {their_name(name)} is {found}, config.json wants {shape}: "
+                            "they do not belong together")
         ours[name] = tensor.contiguous()
-    if isinstance(model, gpt.ScalarGPT):
-        bias, w, before = torch.zeros(1), state["score.weight"], about.get("bias")  # see `export`
-        if before and torch.equal(folded(torch.tensor(before["ln_f"]), w, torch.tensor([before["score"]])), ours["ln_f.bias"]):
-            ours["ln_f.bias"], bias = torch.tensor(before["ln_f"]), torch.tensor([before["score"]])  # unless it was trained further since
-        ours = {f"trunk.{name}": tensor for name, tensor in ours.items()} | {"head.weight": w, "head.bias": bias}
-    model.load_state_dict(ours, assign=True)
-    return model.requires_grad_(True).to(device), tokenizer, {}
+    kind = "GPT"
+    if "score.weight" in state:
+        kind, ours = "ScalarGPT", _unfold(ours, state["score.weight"], about.get("bias"))
+    return dict(kind=kind, config=config, tokenizer=tokenizer.to_list(), about={}, state=ours)
+
+
+def _read_folder(folder):
+    """config.json, vocabulary and weights of a folder -> (dict, ranks, {name: tensor}, path)."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder / 'config.json'} not found: {folder} must hold the files that "
+                        "GPT-2 is published in")
+    files = [folder / file for file in ("model.safetensors", "pytorch_model.bin")]
+    weights = next((file for file in files if file.exists()), None)
+    if weights is None:
+        raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download "
+                        "one of them")
+    try:
+        about = json.loads((folder / "config.json").read_text())
+        ranks = read_ranks(folder)
+        if weights.suffix == ".safetensors":
+            state = read_safetensors(weights)
+        else:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        for name in ("vocab_size", "n_layer", "n_head", "n_embd"):
+            about[name] = int(about[name])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
+            pickle.UnpicklingError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise UserError(f"{folder} cannot be read ({why}): download it again") from None
+    if about.get("model_type", "gpt2") != "gpt2":
+        raise UserError(f"{folder} holds a model of type {about['model_type']}: this code reads "
+                        "GPT-2")
+    for name, ours in KNOWN.items():
+        if about.get(name) not in (None, *ours):
+            raise UserError(f"{folder / 'config.json'}: {name} is {about[name]}, and this code has "
+                            f"{ours[0]}: choose another model")
+    state = {name.removeprefix("transformer."): tensor.float() for name, tensor in state.items()}
+    return about, ranks, state, weights
+
+
+def shapes(config):
+    """{our name: shape} of all parameters of a GPT of this config (a dict)."""
+    C = config["n_embd"]
+    found = {"wte.weight": (config["vocab_size"], C), "wpe.weight": (config["block_size"], C)}
+    for layer in range(config["n_layer"]):
+        for name, rows, columns in (("attn.c_attn", 3 * C, C), ("attn.c_proj", C, C),
+                                    ("mlp.0", 4 * C, C), ("mlp.2", C, 4 * C)):
+            found[f"blocks.{layer}.{name}.weight"] = (rows, columns)
+            found[f"blocks.{layer}.{name}.bias"] = (rows,)
+        for name in ("ln_1", "ln_2"):
+            found[f"blocks.{layer}.{name}.weight"] = found[f"blocks.{layer}.{name}.bias"] = (C,)
+    return {**found, "ln_f.weight": (C,), "ln_f.bias": (C,)}
+
+
+def _unfold(trunk, w, before):
+    """A reward model's state from its exported trunk and head; `before`: the biases of `export`."""
+    bias = torch.zeros(1)
+    if before:
+        ln_f, score = torch.tensor(before["ln_f"]), torch.tensor([before["score"]])
+        if torch.equal(folded(ln_f, w, score), trunk["ln_f.bias"]):  # not trained further since
+            trunk["ln_f.bias"], bias = ln_f, score
+    head = {"head.weight": w, "head.bias": bias}
+    return {f"trunk.{name}": tensor for name, tensor in trunk.items()} | head
 
 
 # ---- out ------------------------------------------------------------------------------------------
@@ -184,27 +226,32 @@ def folded(ln_f, w, b):
     return ln_f + b * w[0] / w.square().sum()
 
 
-def export(model, tokenizer, folder):
+def export(state, config, tokenizer, scalar, folder):
     """Write config.json, model.safetensors and the tokenizer, as transformers' GPT-2 reads them.
 
-    Its reward models have no bias at the head. Ours goes into the bias of the last LayerNorm, along the head's weight w:
-    w (x + b w / |w|^2) = w x + b. The original biases stand in config.json, so that `read` gives back the same bits.
+    state: {our name: tensor}; config: a GPTConfig; scalar: whether it is a reward model. Its reward
+    models have no bias at the head. Ours goes into the bias of the last LayerNorm, along the head's
+    weight w: w (x + b w / |w|^2) = w x + b. The original biases are kept in config.json, so that
+    `read` gives back the same bits.
     """
-    folder, config = Path(folder), model.config
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    scalar = isinstance(model, gpt.ScalarGPT)
-    state = (model.trunk if scalar else model).state_dict()
-    about = dict(model_type="gpt2", architectures=["GPT2ForSequenceClassification" if scalar else "GPT2LMHeadModel"],
-                 vocab_size=config.vocab_size, n_positions=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
-                 activation_function="gelu_new", layer_norm_epsilon=1e-5, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
-                 bos_token_id=config.end, eos_token_id=config.end, pad_token_id=config.pad, tie_word_embeddings=True)
-    tensors = {f"transformer.{their_name(name)}": tensor.t() if is_conv1d(name) else tensor for name, tensor in state.items()}
+    state = {name.removeprefix("trunk."): tensor for name, tensor in state.items()}
+    head = {name: state.pop(name) for name in ("head.weight", "head.bias") if name in state}
+    architecture = "GPT2ForSequenceClassification" if scalar else "GPT2LMHeadModel"
+    about = dict(model_type="gpt2", architectures=[architecture], vocab_size=config.vocab_size,
+                 n_positions=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
+                 n_embd=config.n_embd, activation_function="gelu_new", layer_norm_epsilon=1e-5,
+                 attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=config.end,
+                 eos_token_id=config.end, pad_token_id=config.pad, tie_word_embeddings=True)
+    tensors = {f"transformer.{their_name(name)}": tensor.t() if is_conv1d(name) else tensor
+               for name, tensor in state.items()}
     if scalar:
-        w, b = model.head.weight.data, model.head.bias.data
+        w, b = head["head.weight"], head["head.bias"]
         about |= dict(num_labels=1, bias=dict(ln_f=state["ln_f.bias"].tolist(), score=b.item()))
         tensors |= {"transformer.ln_f.bias": folded(state["ln_f.bias"], w, b), "score.weight": w}
     write_safetensors(folder / "model.safetensors", tensors)
-    runs.write(folder / "config.json", json.dumps(about, indent=1))
+    write(folder / "config.json", json.dumps(about, indent=1))
     write_tokenizer(folder, tokenizer, config.block_size)
 
 
@@ -221,18 +268,8 @@ def write_tokenizer(folder, tokenizer, block_size):
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=True)
     added = [dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for name, i in specials.items()]
     model = dict(type="BPE", vocab={written[token]: i for token, i in tokenizer.ranks.items()}, merges=merges)
-    runs.write(folder / "tokenizer.json", json.dumps(dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None,
+    write(folder / "tokenizer.json", json.dumps(dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None,
                                                           pre_tokenizer=level, post_processor=None, decoder=level, model=model), ensure_ascii=False))
-    runs.write(folder / "tokenizer_config.json", json.dumps(dict(
+    write(folder / "tokenizer_config.json", json.dumps(dict(
         tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size, clean_up_tokenization_spaces=False, eos_token="<|end|>",
         pad_token="<|pad|>", chat_template=CHAT_TEMPLATE), indent=1))
-
-
-def run(cfg):
-    """`python gpt.py --export DIR --ckpt PATH`. cfg: gpt.Config."""
-    runs.check(cfg)
-    path = cfg.ckpt or runs.newest_policy(cfg.out, "--ckpt")
-    model, tokenizer, _ = gpt.load(path, gpt.nn.Module, "cpu", "name a checkpoint with --ckpt")
-    export(model, tokenizer, cfg.export)
-    print(f"{path} is now in {cfg.export}, for transformers' "
-          f"{'AutoModelForSequenceClassification' if isinstance(model, gpt.ScalarGPT) else 'AutoModelForCausalLM'} and AutoTokenizer")

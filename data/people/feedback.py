@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import formats
-from data.runs import UserError
+import gpt
+
 
 CRITERIA = {"h": "helpful", "t": "truthful", "x": "harmless"}
 HELP = """Type the numbers of the answers, best first; the last one follows by itself. Other keys:
@@ -257,7 +257,7 @@ def agreement(pairs):
 
 def report(one, other, draws=2000):
     """Print how often two people agree, with 95% intervals from a bootstrap over the questions."""
-    found = verdicts(formats.read_comparisons(one), formats.read_comparisons(other))
+    found = verdicts(records.read_comparisons(one), records.read_comparisons(other))
     if not found:
         raise UserError(f"{one} and {other} have no question in common: label the same answers, with --label --data FILE")
     rng = np.random.default_rng(0)

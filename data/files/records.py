@@ -21,8 +21,9 @@ import re
 import zlib
 from pathlib import Path
 
-from data import almanac
-from data.runs import UserError, write
+from data.run.checkpoint import write
+from data.run.cli import UserError
+from data.world import almanac
 
 LONGEST_LINE = 1_000_000  # bytes: no conversation
 

@@ -1,0 +1,137 @@
+"""The command line of every stage: flags, their help, and polite ends.
+
+A stage's flags are the fields of its Config, a dataclass. A user's mistake is a UserError: one
+sentence and exit status 2, never a traceback.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import importlib
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """Something only the user can put right: one sentence with what, where and the remedy."""
+
+
+def knob(default, help, least=None, group="", command=""):
+    """A dataclass field that is also a command-line flag.
+
+    Values below `least` are refused. `group` begins a new group of flags in --help. `command`,
+    "module:function", is what runs instead of training when the flag is given.
+    """
+    metadata = {"help": help, "least": least, "group": group, "command": command}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Common:
+    """The flags of every stage."""
+
+    out: str = knob("out", "folder for results; each stage has a folder of its own there", group="run")
+    seed: int = knob(1, "random seed", least=0)
+    device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
+    threads: int = knob(0, "CPU threads; 0: all cores", least=0)
+    log_every: int = knob(20, "steps between two lines of the log", least=1)
+    micro_batch: int = knob(0, "rows (in reward.py: prompts) in memory at once; the gradient stays "
+                               "the same; 0: the whole batch", least=0)
+    bf16: bool = knob(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
+    compile: bool = knob(False, "torch.compile the transformer's blocks: a slow start, then faster "
+                                "on GPUs")
+    gradient_checkpointing: bool = knob(False, "keep only the inputs of the blocks and recompute "
+                                               "the rest in backward: less memory, a third more time")
+
+    def demands(self):
+        """What the flags must meet beside their bounds: pairs (condition, sentence)."""
+        return []
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        if typo := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            near = difflib.get_close_matches(typo[1], self._option_string_actions, 1)
+            message = f"there is no flag {typo[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        self.exit(2, f"{self.prog}: {message} (python {self.prog} --help lists every flag)\n")
+
+
+def parse(config, description, argv=None):
+    """Read a dataclass of knobs from the command line, each flag under its exact name."""
+    def layout(prog):
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=100)
+
+    parser = _Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False,
+                     formatter_class=layout)
+    fields = dataclasses.fields(config)
+    common = [f.name for f in dataclasses.fields(Common)]
+    # The stage's own flags come first, as a learner changes them first.
+    for f in sorted(fields, key=lambda f: f.name in common):
+        if f.metadata["group"]:
+            group = parser.add_argument_group(f.metadata["group"])
+        help = f.metadata["help"]
+        if "(default: " not in help:
+            help += f" (default: {f.default if f.default != '' else 'none'})"
+        how = {"type": f.type, "metavar": f.type.__name__.upper()}
+        if f.type is bool:
+            how = {"action": "store_true"}
+        group.add_argument(f"--{f.name}", default=f.default, help=help.replace("%", "%%"), **how)
+    return config(**vars(parser.parse_args(argv)))
+
+
+def check(cfg):
+    """Raise UserError for a flag below its bound, or for the first demand that is not met."""
+    for f in dataclasses.fields(cfg):
+        value, least = getattr(cfg, f.name), f.metadata["least"]
+        if value != value:
+            raise UserError(f"--{f.name} must be a number")
+        if None not in (least, value) and value < least:
+            raise UserError(f"--{f.name} must be at least {least}")
+    for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"), *cfg.demands()]:
+        if not good:
+            raise UserError(sentence)
+
+
+def command(cfg, train):
+    """What the flags ask for: the command of a flag such as --chat, or else `train`."""
+    for f in dataclasses.fields(cfg):
+        if f.metadata["command"] and getattr(cfg, f.name):
+            module, function = f.metadata["command"].split(":")
+            return getattr(importlib.import_module(module), function)
+    return train
+
+
+def main(config, train, description):
+    """Run a stage from the command line: read the flags, train, and end politely in any case."""
+    # A command may import the stage that is running: this is that module, not a second copy.
+    sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
+    try:
+        cfg = parse(config, description)
+        command(cfg, train)(cfg)
+    except UserError as error:
+        sys.exit(_say(error))
+    except KeyboardInterrupt:
+        print("\nStopped. What was saved before is whole.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has left, as in `python gpt.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        sys.exit(_say(f"{error.filename or 'the output'} cannot be written ({error.strerror}): "
+                      "make room or choose another --out; what was saved before is whole"))
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "allocate memory" not in str(error):  # as the CPU's allocator says it
+            raise
+        sys.exit(_say("out of memory: choose a smaller --batch, or --micro_batch, which computes "
+                      "the same in less memory"))
+
+
+def _say(error):
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    return 2

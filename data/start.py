@@ -1,0 +1,273 @@
+"""What a stage starts from: models and tokenizers that belong together, and prompts that fit.
+
+Every sentence to the user about what is missing or does not fit is here. For each model that is
+read, a line says which file it came from.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+import gpt
+from data import sampling
+from data.files import gpt2, records
+from data.run.cli import UserError
+from data.run.run import choose_device, setup
+from data.world import almanac
+
+
+def hint(stage, round=1):
+    """The command that makes a checkpoint that is missing."""
+    return f"run python {stage}.py{f' --round {round}' if round > 1 else ''} first"
+
+
+def newest_policy(out, flag):
+    """The checkpoint in `out` that was written last, reward models aside; flag: names another."""
+    found = [p for p in Path(out).glob("*/ckpt.pt") if not p.parent.name.startswith("reward")]
+    if not found:
+        raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name one with {flag}")
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
+def read(run, role, path, kind=gpt.GPT, hint=""):
+    """gpt.load, with a line that says what was read -> (model, tokenizer, about)."""
+    model, tokenizer, about = gpt.load(path, kind, run.device, hint)
+    run.say(f"{role} from {path}")
+    return model, tokenizer, about
+
+
+def same_tokenizer(one, other, path, other_path, remedy):
+    if one != other:
+        raise UserError(f"{path} has another tokenizer than {other_path}: {remedy}")
+
+
+@torch.no_grad()
+def begin_chat(model, tokenizer, about):
+    """Let the chat's marks begin as a newline, in place, if the model comes from gpt.py.
+
+    Pretraining text has no <|user|> and <|assistant|>. A newline is what the model knows between
+    a question and its answer (LOG: chat marks begin as newlines).
+    """
+    if about.get("stage") == "gpt":
+        newline, = tokenizer.encode("\n")
+        marks = [tokenizer.user, tokenizer.assistant]
+        model.wte.weight[marks] = model.wte.weight[newline].clone()
+
+
+@torch.no_grad()
+def interpolate_weights(model, other, share):
+    """(1 - share) model + share other, in place (WiSE-FT: Wortsman et al. 2022, equation 2)."""
+    for p, q in zip(model.parameters(), other.parameters()):
+        p.lerp_(q, share)
+
+
+def reward_models(paths, tokenizer, device, block_size=0, hint=""):
+    """Read reward models, "a.pt,b.pt" -> (list of ScalarGPT, what each checkpoint says of itself).
+
+    All must have this tokenizer, and at least this context.
+    """
+    models, abouts = [], []
+    for path in str(paths).split(","):
+        model, other, about = gpt.load(path, gpt.ScalarGPT, device, hint)
+        same_tokenizer(other, tokenizer, path, "the policy", hint or "choose another")
+        if model.config.block_size < block_size:
+            raise UserError(f"{path} reads {model.config.block_size} tokens and the policy writes "
+                            f"{block_size}: {hint or 'choose another'}")
+        models.append(model)
+        abouts.append(about)
+    return models, abouts
+
+
+# ---- SFT -----------------------------------------------------------------------------------------
+
+
+def for_sft(cfg, run):
+    """What sft.py starts from -> (model, tokenizer, about, demonstrations, held-out ones)."""
+    path = cfg.init or run.earlier("gpt")
+    model, tokenizer, about = read(run, "pretrained model", path, hint=hint("gpt"))
+    begin_chat(model, tokenizer, about)
+    if cfg.data:
+        demonstrations, held_out = records.split(records.read_demonstrations(cfg.data))
+    else:
+        demonstrations = almanac.demonstrations("train", cfg.demonstrations, cfg.seed)
+        held_out = almanac.demonstrations("valid", 500, cfg.seed)
+        records.write_jsonl(run.path("demonstrations.jsonl"), demonstrations)
+    return model, tokenizer, about, demonstrations, held_out
+
+
+def fitting(cfg, run, found, encode, tokenizer, block_size):
+    """Encode the records that fit in the context -> (records, encoded); UserError if none does."""
+    pairs = [(r, e) for r in found if (e := encode(tokenizer, r, block_size))]
+    if not pairs:
+        raise UserError(f"{cfg.data or 'the almanac'}: no record fits in the context of "
+                        f"{block_size} tokens")
+    if len(pairs) < len(found):
+        run.say(f"{len(found) - len(pairs)} of {len(found):,} records do not fit in {block_size} "
+                "tokens: left out")
+    return [r for r, _ in pairs], [e for _, e in pairs]
+
+
+# ---- reward model --------------------------------------------------------------------------------
+
+
+def responders(cfg, run, sft_model, tokenizer, about):
+    """The models whose answers are ranked, the one that PPO trains first -> (list, its about)."""
+    if not cfg.policy and cfg.round == 1:
+        return [sft_model], about
+    path = cfg.policy or run.earlier("ppo", cfg.round - 1)
+    remedy = "check --policy" if cfg.policy else hint("ppo", cfg.round - 1)
+    policy, other, about = read(run, "policy", path, hint=remedy)
+    same_tokenizer(other, tokenizer, path, cfg.init or run.earlier("sft"),
+                   "give --init the SFT model it comes from")
+    # After PPO a policy is almost deterministic: its four answers are often identical, and ranking
+    # identical answers teaches nothing (LOG: half of the answers are the SFT model's).
+    return [policy] if cfg.round == 1 else [policy, sft_model], about
+
+
+def earlier_rankings(cfg, run):
+    """The rankings of all rounds before this one."""
+    found = []
+    for n in range(1, cfg.round):
+        path = run.earlier("reward", n).with_name("comparisons.jsonl")
+        if not path.exists():
+            raise UserError(f"{path} not found: its round learned from --data; name the rankings of "
+                            "all rounds with --data")
+        found += records.read_comparisons(path)
+    return found
+
+
+def reward_model(cfg, run, sft_model, tokenizer):
+    """The reward model before its first step: ScalarGPT.
+
+    In round 1 it is the SFT model, moved --base_weight of the way back to the pretrained one, with
+    a new head; in later rounds it is the reward model of the round before.
+    """
+    if cfg.round > 1 and not cfg.init:  # LOG: later rounds learn on
+        path = run.earlier("reward", cfg.round - 1)
+        return read(run, "reward model", path, gpt.ScalarGPT, hint("reward", cfg.round - 1))[0]
+    if cfg.base_weight:
+        path = run.earlier("gpt")
+        base, other, about = read(run, f"{cfg.base_weight:g} of the start", path,
+                                  hint="run python gpt.py first, or choose --base_weight 0")
+        if (other, base.config) != (tokenizer, sft_model.config):
+            raise UserError(f"{cfg.init or run.earlier('sft')} does not come from {path}: "
+                            "choose --base_weight 0, so that it alone is the start")
+        begin_chat(base, tokenizer, about)
+        interpolate_weights(sft_model, base, cfg.base_weight)
+    model = gpt.ScalarGPT(sft_model.config).to(run.device)
+    model.trunk.load_state_dict(sft_model.state_dict())
+    return model
+
+
+# ---- PPO -----------------------------------------------------------------------------------------
+
+
+def ppo_models(cfg, run):
+    """The four models of PPO -> (policy, reference, reward, value, tokenizer, about).
+
+    The policy starts as the SFT model, in later rounds as the policy of the round before; the
+    reference is the SFT model; the value model starts as the reward model's trunk with a new head.
+    """
+    sft_path = cfg.init or run.earlier("sft")
+    reward_path = cfg.reward or run.earlier("reward", cfg.round)
+    policy_path, before = sft_path, hint("sft")
+    if cfg.round > 1:
+        policy_path, before = run.earlier("ppo", cfg.round - 1), hint("ppo", cfg.round - 1)
+    reference, tokenizer, _ = read(run, "reference", sft_path, hint=hint("sft"))
+    policy, other, _ = read(run, "policy", policy_path, hint=before)
+    same_tokenizer(other, tokenizer, policy_path, sft_path, before)
+    models, abouts = reward_models(reward_path, tokenizer, run.device, policy.config.block_size,
+                                   hint("reward", cfg.round))
+    run.say(f"reward model from {reward_path}")
+    reward = models[0] if len(models) == 1 else gpt.Ensemble(models, cfg.caution)
+    value = gpt.ScalarGPT(reward.config).to(run.device)
+    value.trunk.load_state_dict(models[0].trunk.state_dict())
+    reference.requires_grad_(False)
+    reward.requires_grad_(False)
+    return policy, reference, reward, value, tokenizer, abouts[0]
+
+
+def pretraining_text(cfg, run, tokenizer, block_size):
+    """For --ptx: the pretraining text as a 1-D tensor of ids; None without --ptx."""
+    if not cfg.ptx:
+        return None
+    path = Path(cfg.ptx_text or run.earlier("gpt").with_name("text.txt"))
+    if not path.exists():
+        raise UserError(f"{path} not found: name the pretraining text with --ptx_text")
+    text = gpt.one_stream(records.read_text(path), tokenizer, run.device)
+    if len(text) <= block_size:
+        raise UserError(f"{path} has {len(text)} tokens, the context {block_size}: --ptx needs "
+                        "more text")
+    return text
+
+
+def ppo_prompts(cfg, run, policy, tokenizer):
+    """Prompts to practise on, and held-out ones, that leave room for an answer."""
+    if cfg.data:
+        prompts, test = records.split(records.read_prompts(cfg.data))
+        test = test[:cfg.test_prompts]
+    else:
+        seed = f"ppo {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
+        prompts = almanac.prompts("train", cfg.prompts, seed)
+        test = almanac.prompts("test", cfg.test_prompts, cfg.seed)
+    given, context = len(prompts) + len(test), policy.config.block_size
+    prompts = sampling.with_room(policy, tokenizer, prompts, cfg.max_new_tokens)
+    test = sampling.with_room(policy, tokenizer, test, cfg.max_new_tokens)
+    if left_out := given - len(prompts) - len(test):
+        run.say(f"{left_out} of {given} prompts leave no room for {cfg.max_new_tokens} tokens in "
+                f"the context of {context}: left out")
+    if not prompts or not test:
+        raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for "
+                        f"{cfg.max_new_tokens} tokens in the context of {context}: lower "
+                        "--max_new_tokens")
+    if cfg.minibatches > len(prompts) % cfg.batch > 0:  # the last batch is too small to be divided
+        prompts = prompts[:-(len(prompts) % cfg.batch)] or prompts
+    if cfg.minibatches > len(prompts):
+        raise UserError(f"{cfg.data} holds {len(prompts)} prompts to practise on: too few for "
+                        f"--minibatches {cfg.minibatches}")
+    return prompts, test
+
+
+def compared_models(cfg, run, policy, reference, tokenizer):
+    """The models that ppo.py compares at its end -> ({name: GPT}, held-out text as ids or None).
+
+    The pretrained model is among them in the first round, if it is there and fits the others.
+    """
+    models, text, path = {"sft": reference, "ppo": policy}, None, run.earlier("gpt")
+    if path.exists():
+        base, other, _ = gpt.load(path, gpt.GPT, run.device)
+        if other == tokenizer and base.config.block_size >= policy.config.block_size:
+            if cfg.round == 1:  # later rounds need not judge it again
+                models = {"base": base, **models}
+            if (held_out := path.with_name("held_out.txt")).exists():
+                text = gpt.one_stream(records.read_text(held_out), tokenizer, run.device)
+    return models, text
+
+
+def rounds_before(cfg, run):
+    """The figures of all rounds before this one, or None if none were kept."""
+    path = run.earlier("ppo", cfg.round - 1).with_name("results.json")
+    return json.loads(path.read_text())["rounds"] if cfg.round > 1 and path.exists() else None
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def export(cfg):
+    """`python gpt.py --export DIR --ckpt PATH`. cfg: gpt.Config."""
+    setup(cfg)
+    path = cfg.ckpt or newest_policy(cfg.out, "--ckpt")
+    model, tokenizer, _ = gpt.load(path, gpt.nn.Module, hint="name a checkpoint with --ckpt")
+    scalar = isinstance(model, gpt.ScalarGPT)
+    gpt2.export(model.state_dict(), model.config, tokenizer, scalar, cfg.export)
+    name = "AutoModelForSequenceClassification" if scalar else "AutoModelForCausalLM"
+    print(f"{path} is now in {cfg.export}, for transformers' {name} and AutoTokenizer")
+
+
+def policy(cfg, flag, path):
+    """The policy for a command -> (path, model, tokenizer); by default the newest in --out."""
+    path = path or newest_policy(cfg.out, flag)
+    remedy = f"name a policy's checkpoint with {flag}"
+    model, tokenizer, _ = gpt.load(path, gpt.GPT, choose_device(cfg.device), remedy)
+    return path, model, tokenizer
