@@ -51,7 +51,7 @@ class Config(Common):
     chat: bool = knob(False, "talk to a model", group="instead of training",
                       command="data.people.chat:converse")
     export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
-                       command="data.start:export")
+                       command="data.start:export_checkpoint")
     ckpt: str = knob("", "with --chat and --export: the checkpoint (default: the newest policy in "
                          "--out)")
     temperature: float = knob(0.7, "with --chat: 0 is greedy, 1 samples as the model was trained",

@@ -306,8 +306,8 @@ def add_ptx_gradient(policy, text, rows, cfg):
 def describe(batch, returns, prompts, tokenizer):
     """What a learner watches: averages over the answers of a Rollout -> dict.
 
-    `kl` is in nats per answer, `kl_token` in nats per token. `entropy` is estimated by -log p of the
-    sampled tokens. `gold` is the labeler's, for the reader alone: training never sees it.
+    `kl` is in nats per answer, `kl_token` in nats per token. `entropy` is estimated by -log p of
+    the sampled tokens. `gold` is the labeler's, for the reader alone: training never sees it.
     """
     kl, mask = batch.logp_old - batch.logp_ref, batch.mask
     residual = (returns - batch.values_old)[mask]

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 
 import gpt
 from data import sampling, start
-from data.files import records as files
+from data.files.records import read_comparisons, split, write_jsonl
 from data.judge.answers import judgeable
 from data.judge.figures import interval
 from data.run.cli import Common, knob, main
@@ -139,13 +139,15 @@ def normalized(model, mean, std):
 
 
 def respond(models, tokenizer, prompts, cfg):
-    """The prompts that leave room, each with `responses`: K answers, of the models in equal parts."""
+    """The prompts that leave room, each with `responses`: K answers, of the models in equal parts.
+    """
     prompts = sampling.with_room(models[0], tokenizer, prompts, cfg.max_new_tokens)
     copies = [len(range(n, cfg.k, len(models))) for n in range(len(models))]  # together K
     began, found = time.time(), []
     for first in range(0, len(prompts), 2000):
         part = prompts[first:first + 2000]
-        texts = [iter(sampling.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, n))
+        texts = [iter(sampling.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature,
+                                       n))
                  for model, n in zip(models, copies)]
         for p in part:
             responses = [next(text) for text, n in zip(texts, copies) for _ in range(n)]
@@ -170,7 +172,7 @@ def rankings(cfg, run, sft_model, tokenizer, about):
     typical: records on whose answers the scores will be normalised.
     """
     if cfg.data:
-        records, test = files.split(files.read_comparisons(cfg.data))
+        records, test = split(read_comparisons(cfg.data))
         return records, test, records[:500], about
     models, about = start.responders(cfg, run, sft_model, tokenizer, about)
     earlier = start.earlier_rankings(cfg, run)
@@ -187,7 +189,7 @@ def rankings(cfg, run, sft_model, tokenizer, about):
         records = most_disputed(members, abouts, tokenizer, records, wanted, run.device)
     rng = np.random.default_rng(cfg.seed)
     records, test = compare(records, rng), compare(test, rng)
-    files.write_jsonl(run.path("comparisons.jsonl"), records)
+    write_jsonl(run.path("comparisons.jsonl"), records)
     return earlier + records, test, typical, about
 
 
@@ -218,7 +220,8 @@ def ranked_prompts(batch):
 
 
 def score(model, batch, device):
-    """Encoded comparisons -> scores (N, K), ranks (N, K); a prompt with fewer answers has 0 there."""
+    """Encoded comparisons -> scores (N, K), ranks (N, K); a prompt with fewer answers has 0 there.
+    """
     K = max(len(ranks) for _, ranks in batch)
     idx, lengths = gpt.pad([row for rows, _ in batch for row in rows], model.config.pad, device)
     ranks = torch.tensor([list(r) + [0] * (K - len(r)) for _, r in batch], device=device)
@@ -360,9 +363,11 @@ def report(run, results, test, before, after):
     print(f"\nreward: orders {results['accuracy_rankings']:.1%} of {pairs['n']} held-out ranked "
           f"pairs right{around}")
     if "accuracy" in results:
-        print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in gold")
+        print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in "
+              "gold")
     run.draw([["loss"], ["accuracy"], ["grad_norm"]])
-    samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a, after=b)
+    samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
+                    after=b)
                for r, a, b in shown]
     run.finish(**results, seconds=run.seconds, samples=samples)
 

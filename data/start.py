@@ -62,7 +62,7 @@ def interpolate_weights(model, other, share):
         p.lerp_(q, share)
 
 
-def reward_models(paths, tokenizer, device, block_size=0, hint=""):
+def reward_models(paths, tokenizer, device="cpu", block_size=0, hint=""):
     """Read reward models, "a.pt,b.pt" -> (list of ScalarGPT, what each checkpoint says of itself).
 
     All must have this tokenizer, and at least this context.
@@ -131,7 +131,8 @@ def earlier_rankings(cfg, run):
     for n in range(1, cfg.round):
         path = run.earlier("reward", n).with_name("comparisons.jsonl")
         if not path.exists():
-            raise UserError(f"{path} not found: its round learned from --data; name the rankings of "
+            raise UserError(f"{path} not found: its round learned from --data; name the rankings "
+                            "of "
                             "all rounds with --data")
         found += records.read_comparisons(path)
     return found
@@ -254,13 +255,19 @@ def rounds_before(cfg, run):
 # ---- commands ------------------------------------------------------------------------------------
 
 
-def export(cfg):
+def export(model, tokenizer, folder):
+    """Write a model and its tokenizer as transformers reads them (data/files/gpt2.py)."""
+    scalar = isinstance(model, gpt.ScalarGPT)
+    gpt2.export(model.state_dict(), model.config, tokenizer, scalar, folder)
+
+
+def export_checkpoint(cfg):
     """`python gpt.py --export DIR --ckpt PATH`. cfg: gpt.Config."""
     setup(cfg)
     path = cfg.ckpt or newest_policy(cfg.out, "--ckpt")
     model, tokenizer, _ = gpt.load(path, gpt.nn.Module, hint="name a checkpoint with --ckpt")
+    export(model, tokenizer, cfg.export)
     scalar = isinstance(model, gpt.ScalarGPT)
-    gpt2.export(model.state_dict(), model.config, tokenizer, scalar, cfg.export)
     name = "AutoModelForSequenceClassification" if scalar else "AutoModelForCausalLM"
     print(f"{path} is now in {cfg.export}, for transformers' {name} and AutoTokenizer")
 

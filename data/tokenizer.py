@@ -1,12 +1,13 @@
-"""Text to token ids and back: byte-level byte-pair encoding (Sennrich et al. 2016; GPT-2, Radford et al. 2019).
+"""Text to token ids and back: byte-level byte-pair encoding (Sennrich et al. 2016; GPT-2, Radford
+et al. 2019).
 
-`train` learns the merges; tiktoken does all encoding and decoding with them. The four special tokens
-are the last ids of the vocabulary, so that a model of any vocabulary knows them:
+`train` learns the merges; tiktoken does all encoding and decoding with them. The four special
+tokens are the last ids of the vocabulary, so that a model of any vocabulary knows them:
 
     <|user|> V-4    <|assistant|> V-3    <|end|> V-2    <|pad|> V-1
 
-A conversation is `<|user|>Hello!<|assistant|>Good day.<|end|><|user|>...`. What a user types is always
-text: a typed "<|end|>" is the seven characters, never the token.
+A conversation is `<|user|>Hello!<|assistant|>Good day.<|end|><|user|>...`. What a user types is
+always text: a typed "<|end|>" is the seven characters, never the token.
 """
 
 from collections import Counter, defaultdict
@@ -22,11 +23,13 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 def train(texts, vocab_size):
     """Learn byte-pair merges from an iterable of str.
 
-    Returns {token bytes: rank} with at most vocab_size - 4 tokens, 256 of them the single bytes: merge the
-    most frequent neighbouring pair, again and again; of equally frequent pairs, the smallest in byte order.
+    Returns {token bytes: rank} with at most vocab_size - 4 tokens, 256 of them the single bytes:
+    merge the most frequent neighbouring pair, again and again; of equally frequent pairs, the
+    smallest in byte order.
     """
     if vocab_size < 256 + len(SPECIALS):
-        raise ValueError(f"vocab_size is {vocab_size}, at least {256 + len(SPECIALS)} are needed: all bytes and the special tokens")
+        raise ValueError(f"vocab_size is {vocab_size}, at least {256 + len(SPECIALS)} are needed: "
+                         "all bytes and the special tokens")
     counts = Counter(word for text in texts for word in regex.findall(PATTERN, text))
     words = [([bytes([b]) for b in word.encode()], n) for word, n in counts.items()]
     pairs, places = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
@@ -63,7 +66,8 @@ class Tokenizer:
         specials = {name: len(ranks) + i for i, name in enumerate(SPECIALS)}
         self.user, self.assistant, self.end, self.pad = specials.values()
         self.vocab_size = len(ranks) + len(SPECIALS)
-        self.encoding = tiktoken.Encoding("gpt", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+        self.encoding = tiktoken.Encoding("gpt", pat_str=PATTERN, mergeable_ranks=ranks,
+                                          special_tokens=specials)
 
     def __eq__(self, other):
         return isinstance(other, Tokenizer) and self.ranks == other.ranks
@@ -83,8 +87,8 @@ class Tokenizer:
     def render(self, messages):
         """Ids of a conversation: [{"role": "user" | "assistant", "content": str}, ...].
 
-        After a user's message the ids end with <|assistant|>, so that the next token is the answer's first;
-        an answer is closed by <|end|>.
+        After a user's message the ids end with <|assistant|>, so that the next token is the
+        answer's first; an answer is closed by <|end|>.
         """
         ids = []
         for message in messages:
@@ -95,7 +99,9 @@ class Tokenizer:
         return ids + [self.assistant] * (messages[-1]["role"] == "user")
 
     def to_list(self):
-        """The ranks as JSON and checkpoints can hold them: tokens in hexadecimal, in the order of their ranks."""
+        """The ranks as JSON and checkpoints can hold them: tokens in hexadecimal, in the order of
+        their ranks.
+        """
         return [token.hex() for token in self.ranks]
 
     @classmethod

@@ -3,7 +3,8 @@
     QUICK=1     every stage and every experiment in seconds, to see that the notebooks run
     OUT=DIR     where the stages lie (default: out, where the README's commands put them)
 
-    python notebooks/course.py 1_gpt 2_sft    run notebooks from top to bottom and keep what comes out in them
+    python notebooks/course.py 1_gpt 2_sft    run notebooks from top to bottom and keep what comes
+    out in them
 """
 
 import contextlib
@@ -40,8 +41,11 @@ SMALL = {
     "reward": dict(prompts=60, test_prompts=20),
     "ppo": dict(steps=2, batch=16, test_prompts=20),
 }
-plt.rcParams.update({"figure.figsize": (8, 3), "figure.constrained_layout.use": True, "axes.grid": True, "grid.alpha": .3, "savefig.dpi": 80,
-                     "axes.prop_cycle": plt.cycler(linestyle=["-", "--", ":", "-."]) * plt.cycler(color=["black", ".5"])})
+plt.rcParams.update({"figure.figsize": (8, 3), "figure.constrained_layout.use": True,
+                     "axes.grid": True, "grid.alpha": .3, "savefig.dpi": 80,
+                     "axes.prop_cycle": plt.cycler(linestyle=["-", "--", ":",
+                                                              "-."]) * plt.cycler(color=["black",
+                                                                                         ".5"])})
 
 
 def config(stage, **changes):
@@ -50,7 +54,9 @@ def config(stage, **changes):
 
 
 def ready(*stages):
-    """Run those of the stages, and of the ones before, that have not been run -> {stage: model}, and the tokenizer."""
+    """Run those of the stages, and of the ones before, that have not been run -> {stage: model},
+    and the tokenizer.
+    """
     models = {}
     for stage in list(STAGES)[:1 + max(list(STAGES).index(stage) for stage in stages)]:
         path = Path(OUT) / stage / "ckpt.pt"
@@ -83,14 +89,18 @@ def quietly(name):
 
 def pieces(tokenizer, ids):
     """What each token stands for, special tokens by their names."""
-    names = {tokenizer.user: "<user>", tokenizer.assistant: "<assistant>", tokenizer.end: "<end>", tokenizer.pad: "<pad>"}
+    names = {tokenizer.user: "<user>", tokenizer.assistant: "<assistant>", tokenizer.end: "<end>",
+             tokenizer.pad: "<pad>"}
     return [names.get(i) or tokenizer.decode([i]) for i in ids]
 
 
 def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
-    """Tokens as boxes in reading order, the darker the higher their value, which stands below; without values, boxes alternate."""
+    """Tokens as boxes in reading order, the darker the higher their value, which stands below;
+    without values, boxes alternate.
+    """
     shades = np.arange(len(texts)) % 2 * .25 if values is None else np.array(values, float)
-    low, high = (0, 1) if values is None else (np.nanmin(shades), max(np.nanmax(shades), np.nanmin(shades) + 1e-6))
+    low, high = (0, 1) if values is None else (np.nanmin(shades),
+                                               max(np.nanmax(shades), np.nanmin(shades) + 1e-6))
     at, row, places = 0, 0, []
     for text in texts:
         size = max(len(text), 1 if values is None else 4) + 1
@@ -102,10 +112,12 @@ def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
     for text, shade, (x, y, size) in zip(texts, shades, places):
         grey = 1 - .75 * (shade - low) / (high - low) if shade == shade else 1
         axes.add_patch(plt.Rectangle((x, -y), size - .15, .5, color=str(grey)))
-        axes.text(x + size / 2, -y + .25, text.replace("\n", "\\n").replace("$", r"\$"), ha="center", va="center", fontsize=8, family="monospace",
+        axes.text(x + size / 2, -y + .25, text.replace("\n", "\\n").replace("$", r"\$"),
+                  ha="center", va="center", fontsize=8, family="monospace",
                   color="white" if grey < .5 else "black")
         if values is not None and shade == shade:
-            axes.text(x + size / 2, -y - .14, form.format(shade), ha="center", va="center", fontsize=7)
+            axes.text(x + size / 2, -y - .14, form.format(shade), ha="center", va="center",
+                      fontsize=7)
     axes.set(xlim=(0, width), ylim=(-row - .3, .7), title=title)
     axes.axis("off")
     plt.show()
@@ -122,23 +134,29 @@ def ask(question, otherwise):
 
 @torch.no_grad()
 def attention(model, idx, layer):
-    """The weights of all heads of a layer on one row of ids: softmax(q k / sqrt(d)) with the future hidden -> (H, T, T)."""
+    """The weights of all heads of a layer on one row of ids: softmax(q k / sqrt(d)) with the future
+    hidden -> (H, T, T).
+    """
     x = model.wte(idx) + model.wpe(torch.arange(len(idx)))
     for block in model.blocks[:layer]:
         x = block(x[None])[0]
     block, T = model.blocks[layer], len(idx)
-    q, k, _ = block.attn.c_attn(block.ln_1(x)).view(T, 3, block.attn.n_head, -1).permute(1, 2, 0, 3)  # each (H, T, d)
+    # each (H, T, d)
+    q, k, _ = block.attn.c_attn(block.ln_1(x)).view(T, 3, block.attn.n_head, -1).permute(1, 2, 0, 3)
     scores = q @ k.transpose(1, 2) / q.shape[-1] ** .5
     return scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
 
 
 
-# ---- running the notebooks ------------------------------------------------------------------------
+# ---- running the notebooks -----------------------------------------------------------------------
 
 
 def shown(notebook):
-    """The sources that a notebook shows with inspect.getsource -> {"ppo.gae": a hash of it}: outputs are as old as these."""
-    names = re.findall(r"inspect\.getsource\(([\w.]+)\)", "\n".join(cell.source for cell in notebook.cells))
+    """The sources that a notebook shows with inspect.getsource -> {"ppo.gae": a hash of it}:
+    outputs are as old as these.
+    """
+    names = re.findall(r"inspect\.getsource\(([\w.]+)\)",
+                       "\n".join(cell.source for cell in notebook.cells))
     found = {}
     for name in sorted(set(names)):
         module, _, attribute = name.partition(".")
@@ -152,7 +170,8 @@ def execute(path, keep=False):
     import nbclient
     import nbformat
     notebook = nbformat.read(path, 4)
-    nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3",
+                            resources={"metadata": {"path": str(path.parent)}}).execute()
     if keep:
         notebook.metadata["shown"] = shown(notebook)
         for cell in notebook.cells:

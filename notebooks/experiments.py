@@ -1,14 +1,20 @@
-"""The long sweeps behind the README's tables and pictures, one command each. Finished runs are kept: a second call goes on.
+"""The long sweeps behind the README's tables and pictures, one command each. Finished runs are
+kept: a second call goes on.
 
     python -m notebooks.experiments options out/1 out/2 out/3      PPO's options: a PPO run each
-    python -m notebooks.experiments rounds out/1 out/2 out/3       what further rounds gave, of pipelines that have had them
-    python -m notebooks.experiments feedback out/1 out/2 out/3     what feedback buys: a reward model and a PPO run each
-    python -m notebooks.experiments ensembles out/1 out/2 out/3    several reward models, and asking where they disagree
-    python -m notebooks.experiments best_of_n out/1 out/2 out/3    the baseline that PPO must be compared with
-    python -m notebooks.experiments overoptimisation out/1 out/2 out/3    how far a reward model can be trusted
+    python -m notebooks.experiments rounds out/1 out/2 out/3       what further rounds gave, of
+    pipelines that have had them
+    python -m notebooks.experiments feedback out/1 out/2 out/3     what feedback buys: a reward
+    model and a PPO run each
+    python -m notebooks.experiments ensembles out/1 out/2 out/3    several reward models, and asking
+    where they disagree
+    python -m notebooks.experiments best_of_n out/1 out/2 out/3    the baseline that PPO must be
+    compared with
+    python -m notebooks.experiments overoptimisation out/1 out/2 out/3    how far a reward model can
+    be trusted
 
-Each takes finished pipelines (--out of the four stages), prints a Markdown table, and writes its figures and, where there
-is one, its picture beside the first pipeline, in experiments/.
+Each takes finished pipelines (--out of the four stages), prints a Markdown table, and writes its
+figures and, where there is one, its picture beside the first pipeline, in experiments/.
 """
 
 import argparse
@@ -27,18 +33,29 @@ import torch
 import gpt
 import ppo
 import reward
-from data import almanac, formats, labeler, metrics, runs
+from data import sampling, start
+from data.files import records as files
+from data.judge import answers as judging
+from data.judge import figures
+from data.run.checkpoint import write_figure
+from data.run.cli import UserError
+from data.run.run import in_round, time_left
+from data.world import almanac, labeler
 
-# ---- running and reporting ------------------------------------------------------------------------
+# ---- running and reporting -----------------------------------------------------------------------
 
 
 @dataclass
 class Trial:
-    """A way to go from a finished pipeline's SFT model to a policy, and how it differs from the default."""
+    """A way to go from a finished pipeline's SFT model to a policy, and how it differs from the
+    default.
+    """
 
     name: str
-    ppo: dict = field(default_factory=dict)       # fields of ppo.Config; {root} stands for the pipeline's folder
-    comparisons: object = None                    # pipeline folder -> records to learn the reward model from; None: its own
+    # fields of ppo.Config; {root} stands for the pipeline's folder
+    ppo: dict = field(default_factory=dict)
+    # pipeline folder -> records to learn the reward model from; None: its own
+    comparisons: object = None
 
 
 FIGURES = {
@@ -51,19 +68,25 @@ FIGURES = {
 
 
 @functools.cache
-def test_answers(root):
-    """The same for all reward models of a pipeline: four answers of its SFT model to each of 500 held-out prompts, ranked."""
+def held_out_rankings(root):
+    """The same for all reward models of a pipeline: four answers of its SFT model to each of 500
+    held-out prompts, ranked.
+    """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     torch.manual_seed(0)
-    records = reward.respond([model], tokenizer, almanac.prompts("test", 500, "experiments"), reward.Config())
+    records = reward.respond([model], tokenizer, almanac.prompts("test", 500, "experiments"),
+                             reward.Config())
     return tokenizer, reward.compare(records, np.random.default_rng(0))
 
 
 def accuracy(root, paths, caution=0.0):
-    """Of reward models, "a.pt,b.pt" taken together: share of the held-out pairs whose gold differs that they order right."""
-    tokenizer, records = test_answers(root)
-    members, _ = gpt.load_rewards(paths, tokenizer)
-    known = [(r, e) for r in records if (e := reward.encode(tokenizer, r, members[0].config.block_size))]
+    """Of reward models, "a.pt,b.pt" taken together: share of the held-out pairs whose gold differs
+    that they order right.
+    """
+    tokenizer, records = held_out_rankings(root)
+    members, _ = start.reward_models(paths, tokenizer)
+    known = [(r, e) for r in records
+             if (e := reward.encode(tokenizer, r, members[0].config.block_size))]
     return reward.evaluate(gpt.Ensemble(members, caution), *zip(*known), "cpu")["accuracy"]
 
 
@@ -81,24 +104,31 @@ def place(out, root, stages):
 
 
 def run(trial, root, experiment, figures):
-    """Carry out a trial on one pipeline, unless it has been -> results and log of ppo.py, and the reward model's accuracy if asked for."""
-    out = place(root / experiment / file_name(trial.name), root, ["gpt", "sft"] + ["reward"] * (not trial.comparisons))
-    common = dict(out=str(out), seed=metrics.read_results(root)["ppo"]["config"]["seed"])
+    """Carry out a trial on one pipeline, unless it has been -> results and log of ppo.py, and the
+    reward model's accuracy if asked for.
+    """
+    out = place(root / experiment / file_name(trial.name), root,
+                ["gpt", "sft"] + ["reward"] * (not trial.comparisons))
+    common = dict(out=str(out), seed=figures.read_results(root)["ppo"]["config"]["seed"])
     if not (out / "reward" / "results.json").exists():
-        formats.write_jsonl(out / "comparisons.jsonl", trial.comparisons(root))
+        files.write_jsonl(out / "comparisons.jsonl", trial.comparisons(root))
         reward.train(reward.Config(data=str(out / "comparisons.jsonl"), **common))
-    changes = {name: value.format(root=root) if isinstance(value, str) else value for name, value in trial.ppo.items()}
+    changes = {name: value.format(root=root) if isinstance(value, str) else value
+               for name, value in trial.ppo.items()}
     if not (out / "ppo" / "results.json").exists():
         ppo.train(ppo.Config(**common, **changes))
     results = dict(ppo=json.loads((out / "ppo" / "results.json").read_text()),
                    log=[json.loads(line) for line in open(out / "ppo" / "log.jsonl")])
     if "RM accuracy" in figures:
-        results["accuracy"] = accuracy(root, changes.get("reward", out / "reward" / "ckpt.pt"), changes.get("caution", 0.0))
+        results["accuracy"] = accuracy(root, changes.get("reward", out / "reward" / "ckpt.pt"),
+                                       changes.get("caution", 0.0))
     return results
 
 
 def sweep(trials, roots, experiment, figures):
-    """Carry out trials on all pipelines -> {trial's name: {figure: [a number a pipeline]}}; kept as JSON."""
+    """Carry out trials on all pipelines -> {trial's name: {figure: [a number a pipeline]}}; kept as
+    JSON.
+    """
     found = {}
     for trial in trials:
         results = [run(trial, root, experiment, figures) for root in roots]
@@ -115,67 +145,84 @@ def write(roots, experiment, found):
 def table(found):
     """Markdown: the mean over the pipelines, and the smallest and largest."""
     names = list(next(iter(found.values())))
-    return metrics.markdown(["", *names], [[row, *(f"{statistics.mean(x):.2f}" + (f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else "")
-                                                   for x in figures.values())] for row, figures in found.items()])
+    rows = []
+    for row, columns in found.items():
+        cells = []
+        for x in columns.values():
+            around = f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else ""
+            cells.append(f"{statistics.mean(x):.2f}{around}")
+        rows.append([row, *cells])
+    return figures.markdown(["", *names], rows)
 
 
-# ---- PPO's options --------------------------------------------------------------------------------
+# ---- PPO's options -------------------------------------------------------------------------------
 
 SHORT = dict(test_prompts=400)  # instead of 1000: the sweeps take many runs
 OPTIONS = [
     Trial("default", SHORT),
     Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0)),
-    Trial("KL estimator k3 in the reward", dict(SHORT, kl_estimator="k3")),
-    Trial("rewards whitened", dict(SHORT, whiten_rewards=True)),
     Trial("pretraining gradients (ptx), weight 1", dict(SHORT, ptx=1.0)),
-    Trial("no penalty for a missing end", dict(SHORT, missing_eos_score=0.0)),
-    Trial("value model starts as the SFT model", dict(SHORT, value_init="sft")),
+    Trial("no penalty for a missing end", dict(SHORT, missing_eos_penalty=0.0)),
     Trial("four passes over each batch", dict(SHORT, epochs=4)),
     Trial("four passes, stopped at approx_kl .01", dict(SHORT, epochs=4, target_kl=.01)),
 ]
 
 
 def options(roots):
-    return sweep(OPTIONS, roots, "options", ["gold", "preferred to SFT", "KL, nats", "loss on pretraining text"])
+    return sweep(OPTIONS, roots, "options",
+                 ["gold", "preferred to SFT", "KL, nats", "loss on pretraining text"])
 
 
-# ---- rounds ---------------------------------------------------------------------------------------
+# ---- rounds --------------------------------------------------------------------------------------
 
 
 def rounds(roots):
-    """Of pipelines with as many rounds each, which `reward.py --round N` and `ppo.py --round N` have made -> rows of a table."""
+    """Of pipelines with as many rounds each, which `reward.py --round N` and `ppo.py --round N`
+    have made -> rows of a table.
+    """
     found = {}
     n = 1
-    while all((root / runs.in_round("ppo", n) / "results.json").exists() for root in roots):
-        results = [json.loads((root / runs.in_round("ppo", n) / "results.json").read_text()) for root in roots]
-        found[f"round {n}"] = {"gold": [r["ppo"]["gold"] for r in results], "gold of greedy answers": [r["ppo"]["greedy"]["gold"] for r in results],
-                               "preferred to SFT": [r["win_rate"] for r in results], "invented": [r["ppo"]["invented"] for r in results],
-                               "proxy": [r["ppo"]["score"] for r in results], "KL, nats": [r["kl"] for r in results]}
+    while all((root / in_round("ppo", n) / "results.json").exists() for root in roots):
+        results = [json.loads((root / in_round("ppo", n) / "results.json").read_text())
+                   for root in roots]
+        found[f"round {n}"] = {"gold": [r["ppo"]["gold"] for r in results],
+                               "gold of greedy answers": [r["ppo"]["greedy"]["gold"]
+                                                          for r in results],
+                               "preferred to SFT": [r["win_rate"] for r in results],
+                               "invented": [r["ppo"]["invented"] for r in results],
+                               "proxy": [r["ppo"]["score"] for r in results],
+                               "KL, nats": [r["kl"] for r in results]}
         n += 1
     write(roots, "rounds", found)
-    draw(roots, "rounds", "round", list(range(1, n)), {name: [x[name] for x in found.values()] for name in ("gold", "proxy", "KL, nats")}, log=False)
+    draw(roots, "rounds", "round", list(range(1, n)),
+         {name: [x[name] for x in found.values()] for name in ("gold", "proxy", "KL, nats")},
+         log=False)
     return found
 
 
-# ---- what feedback buys ---------------------------------------------------------------------------
+# ---- what feedback buys --------------------------------------------------------------------------
 
 
 def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
     """A labeler's work: pipeline folder -> comparisons of k answers to so many prompts.
 
-    decisiveness: how little noise there is. adversarial: share of the prompts whose ranking is turned round.
+    decisiveness: how little noise there is. adversarial: share of the prompts whose ranking is
+    turned round.
     """
     def comparisons(root):
-        records = formats.read_comparisons(root / "reward" / "comparisons.jsonl")[:prompts]
+        records = files.read_comparisons(root / "reward" / "comparisons.jsonl")[:prompts]
         if k > 4 or prompts > len(records):
             model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-            records = reward.respond([model], tokenizer, almanac.prompts("train", prompts, f"feedback {k}"), reward.Config(k=k))
+            records = reward.respond([model], tokenizer,
+                                     almanac.prompts("train", prompts, f"feedback {k}"),
+                                     reward.Config(k=k))
         rng, ranked = np.random.default_rng(0), []
         for r in records:
             responses = r["responses"][:k]
             gold = np.array([labeler.judge(r, answer).gold for answer in responses])
             sign = -1 if rng.random() < adversarial else 1
-            ranked.append(dict(r, responses=responses, ranks=labeler.rank(sign * gold, rng, decisiveness)))
+            ranked.append(dict(r, responses=responses,
+                               ranks=labeler.rank(sign * gold, rng, decisiveness)))
         return ranked
     return comparisons
 
@@ -184,7 +231,8 @@ SHORTER = dict(steps=12, test_prompts=250)
 SIZES = [375, 750, 1500, 3000, 6000, 12000]
 FEEDBACK = [
     *[Trial(f"{n} prompts", SHORTER, asked(n)) for n in SIZES],
-    # Two labelers of these decisivenesses agree on 73%, 85% and 100% of the pairs whose gold differs.
+    # Two labelers of these decisivenesses agree on 73%, 85% and 100% of the pairs whose gold
+    # differs.
     Trial("1500 prompts, labelers agree on 85%", SHORTER, asked(1500, decisiveness=3.7)),
     Trial("1500 prompts, labelers agree on 100%", SHORTER, asked(1500, decisiveness=1e6)),
     Trial("6000 answers, K = 2", SHORTER, asked(3000, k=2)),
@@ -195,7 +243,8 @@ FEEDBACK = [
 
 
 def feedback(roots):
-    found = sweep(FEEDBACK, roots, "feedback", ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
+    found = sweep(FEEDBACK, roots, "feedback",
+                  ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
     draw(roots, "feedback", "ranked prompts (four answers each)", SIZES,
          {name: [found[f"{n} prompts"][name] for n in SIZES] for name in ("RM accuracy", "gold")})
     return found
@@ -205,7 +254,8 @@ def draw(roots, experiment, along, xs, lines, log=True):
     """One panel a figure: the mean over the pipelines, and a dot for each."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(4.2 * len(lines), 3.2), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items()):
+    for axes, (name, values) in zip(figure.subplots(1, len(lines), squeeze=False)[0],
+                                    lines.items()):
         axes.plot(xs, [statistics.mean(v) for v in values], "k-")
         for x, v in zip(xs, values):
             axes.plot([x] * len(v), v, "ko", fillstyle="none", markersize=4)
@@ -215,31 +265,37 @@ def draw(roots, experiment, along, xs, lines, log=True):
         axes.set_xlabel(along)
         axes.set_ylabel(name)
         axes.grid(alpha=.3)
-    runs.write_figure(roots[0] / "experiments" / f"{experiment}.png", figure)
+    write_figure(roots[0] / "experiments" / f"{experiment}.png", figure)
 
 
-# ---- several reward models, and asking where they disagree ----------------------------------------
+# ---- several reward models, and asking where they disagree ---------------------------------------
 
 FEW = 750  # ranked prompts: so few that what a reward model does not know matters
 
 
 def members(root, name, records, m=3):
-    """m reward models that learn from bootstrap samples of the same records -> their checkpoints, with commas between."""
+    """m reward models that learn from bootstrap samples of the same records -> their checkpoints,
+    with commas between.
+    """
     outs = [root / "ensembles" / name / str(i) for i in range(1, m + 1)]
     for seed, out in enumerate(outs, start=1):
         if not (out / "reward" / "results.json").exists():
-            formats.write_jsonl(place(out, root, ["gpt", "sft"]) / "comparisons.jsonl", records)
-            reward.train(reward.Config(out=str(out), data=str(out / "comparisons.jsonl"), bootstrap=True, seed=seed))
+            files.write_jsonl(place(out, root, ["gpt", "sft"]) / "comparisons.jsonl", records)
+            reward.train(reward.Config(out=str(out), data=str(out / "comparisons.jsonl"),
+                                       bootstrap=True, seed=seed))
     return ",".join(str(out / "reward" / "ckpt.pt") for out in outs)
 
 
 def asked_in_doubt(n):
-    """The first half of n prompts as they come, the other half those of four times as many that an ensemble doubts most."""
+    """The first half of n prompts as they come, the other half those of four times as many that an
+    ensemble doubts most.
+    """
     def comparisons(root):
         pool = asked(n // 2 + 2 * n)(root)
         _, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-        ensemble, abouts = gpt.load_rewards(members(root, "doubt", pool[:n // 2]), tokenizer)
-        return pool[:n // 2] + reward.most_doubtful(ensemble, abouts, tokenizer, pool[n // 2:], n - n // 2, "cpu")
+        ensemble, abouts = start.reward_models(members(root, "doubt", pool[:n // 2]), tokenizer)
+        return pool[:n // 2] + reward.most_disputed(ensemble, abouts, tokenizer, pool[n // 2:],
+                                                    n - n // 2, "cpu")
     return comparisons
 
 
@@ -252,75 +308,92 @@ def ensembles(roots):
               Trial("mean less one deviation", dict(SHORTER, reward=paths, caution=1.0)),
               Trial("minimum of three", dict(SHORTER, reward=paths, caution=math.inf)),
               Trial("one, half of its prompts chosen by doubt", SHORTER, asked_in_doubt(FEW))]
-    return sweep(trials, roots, "ensembles", ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
+    return sweep(trials, roots, "ensembles",
+                 ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
 
 
-# ---- best of N ------------------------------------------------------------------------------------
+# ---- best of N -----------------------------------------------------------------------------------
 
 NS = [1, 2, 4, 8, 16, 32]
 
 
 def best(root, rm, n_prompts=300):
-    """Of N answers of the SFT model to each held-out prompt, keep the one that a reward model likes best -> {N: figures}.
+    """Of N answers of the SFT model to each held-out prompt, keep the one that a reward model likes
+    best -> {N: figures}.
 
-    KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix G.3), or less where answers coincide
-    (Beirami et al. 2024, arXiv 2401.01879).
+    KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix G.3), or less
+    where answers coincide (Beirami et al. 2024, arXiv 2401.01879).
     """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-    members, _ = gpt.load_rewards(rm, tokenizer)
+    members, _ = start.reward_models(rm, tokenizer)
     cfg = ppo.Config()
-    prompts = almanac.prompts("test", n_prompts, metrics.read_results(root)["ppo"]["config"]["seed"])
-    prompts = gpt.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
+    prompts = almanac.prompts("test", n_prompts,
+                              figures.read_results(root)["ppo"]["config"]["seed"])
+    prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     torch.manual_seed(0)
-    plain = metrics.judge_all(prompts, gpt.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature))
+    plain = judging.judge_all(prompts, sampling.answers(model, tokenizer, prompts,
+                                                        cfg.max_new_tokens, cfg.temperature))
     ids, began = [], time.time()
-    for start in range(0, len(prompts), 50):
-        ids += gpt.sample(model, tokenizer, prompts[start:start + 50], cfg.max_new_tokens, cfg.temperature, max(NS))
+    for first in range(0, len(prompts), 50):
+        ids += sampling.sample(model, tokenizer, prompts[first:first + 50], cfg.max_new_tokens,
+                               cfg.temperature, max(NS))
         done = len(ids) // max(NS)
-        print(f"best of {max(NS)}: {done}/{len(prompts)} prompts answered  {runs.time_left(began, done, len(prompts))}", flush=True)
+        print(f"best of {max(NS)}: {done}/{len(prompts)} prompts answered  "
+              f"{time_left(began, done, len(prompts))}", flush=True)
     asked = [p for p in prompts for _ in range(max(NS))]
-    scores = torch.tensor(metrics.scores(gpt.Ensemble(members), asked, ids, tokenizer, cfg.missing_eos_score)).view(len(prompts), -1)
+    scores = torch.tensor(judging.scores(gpt.Ensemble(members), asked, ids, tokenizer,
+                                         cfg.missing_eos_penalty)).view(len(prompts), -1)
     found = {}
     for n in NS:
         kept = scores[:, :n].argmax(1)
-        judged = metrics.judge_all(prompts, [tokenizer.decode(ids[i * max(NS) + int(k)]) for i, k in enumerate(kept)])
-        found[n] = {"gold": statistics.mean(j.gold for j in judged), "score": scores.gather(1, kept[:, None]).mean().item(),
-                    "preferred to SFT": metrics.win_rate(judged, plain), "KL, nats": math.log(n) - (n - 1) / n}
+        judged = judging.judge_all(prompts, [tokenizer.decode(ids[i * max(NS) + int(k)])
+                                             for i, k in enumerate(kept)])
+        found[n] = {"gold": statistics.mean(j.gold for j in judged),
+                    "score": scores.gather(1, kept[:, None]).mean().item(),
+                    "preferred to SFT": judging.win_rate(judged, plain),
+                    "KL, nats": math.log(n) - (n - 1) / n}
     return found
 
 
 def best_of_n(roots):
     every = [best(root, root / "reward" / "ckpt.pt") for root in roots]
-    found = {f"best of {n}": {name: [figures[n][name] for figures in every] for name in every[0][n]} for n in NS}
+    found = {f"best of {n}": {name: [figures[n][name] for figures in every]
+                              for name in every[0][n]} for n in NS}
     write(roots, "best_of_n", found)
-    draw(roots, "best_of_n", "N answers, the best kept", NS, {name: [found[f"best of {n}"][name] for n in NS] for name in ("score", "gold")})
+    draw(roots, "best_of_n", "N answers, the best kept", NS,
+         {name: [found[f"best of {n}"][name] for n in NS] for name in ("score", "gold")})
     return found
 
 
-# ---- over-optimisation ----------------------------------------------------------------------------
+# ---- over-optimisation ---------------------------------------------------------------------------
 
 LONGER = dict(steps=25, test_prompts=100)
-JUDGES = {"12000 prompts": None, f"{FEW // 2} prompts": asked(FEW // 2)}  # what the reward model has learned from
+# what the reward model has learned from
+JUDGES = {"12000 prompts": None, f"{FEW // 2} prompts": asked(FEW // 2)}
 PUSHES = {"beta 0": dict(beta=0.0), "beta 0.2": dict(beta=.2), "beta 0.8": dict(beta=.8)}
 
 
 def laws(d, gain):
     """Fit both forms of Gao et al. 2023, section 1, to what was gained at distances d = sqrt(KL).
 
-    best of N: d (alpha - beta d), and RL: d (alpha - beta log d). Least squares -> {form: (alpha, beta, rms of residuals)}.
+    best of N: d (alpha - beta d), and RL: d (alpha - beta log d). Least squares -> {form: (alpha,
+    beta, rms of residuals)}.
     """
     found = {}
     for form, bend in (("best of N", d), ("RL", np.log(d))):
         x = np.stack([d, -d * bend], 1)
         coefficients = np.linalg.lstsq(x, gain, rcond=None)[0]
-        found[form] = (*map(float, coefficients), float(np.sqrt(np.mean((x @ coefficients - gain) ** 2))))
+        found[form] = (*map(float, coefficients),
+                       float(np.sqrt(np.mean((x @ coefficients - gain) ** 2))))
     return found
 
 
 def overoptimisation(roots):
-    """Push policies against a good and a poor reward model, and see where gold stops to follow the proxy -> rows of a table.
+    """Push policies against a good and a poor reward model, and see where gold stops to follow the
+    proxy -> rows of a table.
 
-    The curve of a PPO run is its log: proxy, gold and KL of each iteration's answers, to training prompts.
+    The curve of a PPO run is its log: proxy, gold and KL of each iteration's answers, to training
+    prompts.
     """
     curves = {}  # (judge, push): for each pipeline an array of (sqrt(KL), proxy, gold)
     for judge, comparisons in JUDGES.items():
@@ -329,12 +402,21 @@ def overoptimisation(roots):
             for root in roots:
                 members(root, "few", comparisons(root))
             paths = ",".join(f"{{root}}/ensembles/few/{i}/reward/ckpt.pt" for i in (1, 2, 3))
-            pushes["PPO, beta 0, mean less one deviation of three"] = dict(LONGER, beta=0.0, reward=paths, caution=1.0)
+            pushes["PPO, beta 0, mean less one deviation of three"] = dict(LONGER, beta=0.0,
+                                                                           reward=paths,
+                                                                           caution=1.0)
         for name, change in pushes.items():
-            logs = [run(Trial(f"{judge} {name}", change, comparisons), root, "overoptimisation", [])["log"] for root in roots]
-            curves[judge, name] = [[(math.sqrt(max(r["kl"], 0.0)), r["score"], r["gold"]) for r in log] for log in logs]
-        where = "{}/reward/ckpt.pt" if not comparisons else "{}/overoptimisation/" + file_name(f"{judge} PPO, beta 0") + "/reward/ckpt.pt"
-        curves[judge, "best of N"] = [[(math.sqrt(x["KL, nats"]), x["score"], x["gold"]) for x in best(root, where.format(root)).values()] for root in roots]
+            logs = [run(Trial(f"{judge} {name}", change, comparisons), root, "overoptimisation",
+                        [])["log"] for root in roots]
+            curves[judge, name] = [[(math.sqrt(max(r["kl"], 0.0)), r["score"], r["gold"])
+                                    for r in log] for log in logs]
+        where = "{}/reward/ckpt.pt"
+        if comparisons:
+            name = file_name(f"{judge} PPO, beta 0")
+            where = "{}/overoptimisation/" + name + "/reward/ckpt.pt"
+        curves[judge, "best of N"] = [
+            [(math.sqrt(x["KL, nats"]), x["score"], x["gold"])
+             for x in best(root, where.format(root)).values()] for root in roots]
     found, laid = {}, {}
     for (judge, name), each in curves.items():
         each = np.array(each)  # (pipelines, points, 3)
@@ -342,19 +424,24 @@ def overoptimisation(roots):
         far = d > .1
         fits = laws(d[far], gold[far] - gold[0])  # both begin at the SFT model
         width = 1 if name == "best of N" else 3  # an iteration's gold is of 256 answers only
-        smooth = np.stack([np.convolve(run_[:, 2], np.ones(width) / width, "valid") for run_ in each])
+        smooth = np.stack([np.convolve(run_[:, 2], np.ones(width) / width, "valid")
+                           for run_ in each])
         found[f"{judge}: {name}"] = {
-            "highest gold": smooth.max(1).tolist(), "last gold": smooth[:, -1].tolist(), "last proxy": each[:, -1, 1].tolist(),
-            "last sqrt(KL)": each[:, -1, 0].tolist(), **{f"residual of the {form} law": [rest] for form, (_, _, rest) in fits.items()}}
+            "highest gold": smooth.max(1).tolist(), "last gold": smooth[:, -1].tolist(),
+            "last proxy": each[:, -1, 1].tolist(), "last sqrt(KL)": each[:, -1, 0].tolist(),
+            **{f"residual of the {form} law": [rest] for form, (_, _, rest) in fits.items()}}
         laid[judge, name] = each.mean(0), fits
-    write(roots, "overoptimisation", dict(table=found, curves=[dict(judge=judge, push=name, points=points.tolist(), laws=fits)
-                                                               for (judge, name), (points, fits) in laid.items()]))
+    points = [dict(judge=judge, push=name, points=points.tolist(), laws=fits)
+              for (judge, name), (points, fits) in laid.items()]
+    write(roots, "overoptimisation", dict(table=found, curves=points))
     draw_overoptimisation(roots, laid)
     return found
 
 
 def draw_overoptimisation(roots, laid):
-    """A column for each reward model: proxy and gold against sqrt(KL), and below what Gao et al.'s law of each leaves over."""
+    """A column for each reward model: proxy and gold against sqrt(KL), and below what Gao et al.'s
+    law of each leaves over.
+    """
     from matplotlib.figure import Figure
     figure = Figure(figsize=(10, 9), layout="constrained")
     panels = figure.subplots(3, len(JUDGES), sharex="col", sharey="row", squeeze=False)
@@ -373,22 +460,27 @@ def draw_overoptimisation(roots, laid):
         column[0].set_title(f"reward model of {judge}")
         column[0].legend(frameon=False, fontsize=8)
         column[-1].set_xlabel("sqrt(KL to the SFT model)")
-    for axes, label in zip(panels[:, 0], ("proxy: the reward model's score", "gold: the labeler's score", "gold less the law")):
+    for axes, label in zip(panels[:, 0], ("proxy: the reward model's score",
+                                          "gold: the labeler's score", "gold less the law")):
         axes.set_ylabel(label)
-    runs.write_figure(roots[0] / "experiments" / "overoptimisation.png", figure)
+    write_figure(roots[0] / "experiments" / "overoptimisation.png", figure)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m notebooks.experiments", description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog="python -m notebooks.experiments", description=__doc__,
+                                     allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n, overoptimisation=overoptimisation, rounds=rounds)
+    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n,
+                       overoptimisation=overoptimisation, rounds=rounds)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
-    parser.add_argument("pipelines", nargs="+", type=Path, help="folders of finished pipelines (--out of the stages)")
+    parser.add_argument("pipelines", nargs="+", type=Path,
+                        help="folders of finished pipelines (--out of the stages)")
     args = parser.parse_args()
     for root in args.pipelines:
         if not (root / "ppo" / "results.json").exists():
-            parser.error(f"{root}/ppo/results.json not found: run the four stages with --out {root} first")
+            parser.error(f"{root}/ppo/results.json not found: run the four stages with --out "
+                         f"{root} first")
     try:
         print(table(EXPERIMENTS[args.experiment](args.pipelines)))
-    except runs.UserError as error:
+    except UserError as error:
         sys.exit(f"experiments: {error}")

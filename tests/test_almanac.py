@@ -1,6 +1,6 @@
 """The world: splits are disjoint, seeds decide everything, facts are what they should be."""
 
-from data import almanac
+from data.world import almanac
 
 
 def key(p):

@@ -17,8 +17,10 @@ import pytest
 import gpt
 import reward
 import sft
-from data import chat, feedback, formats
-from data.runs import UserError
+from data.people import chat
+from data.people import feedback
+from data.files import records as files
+from data.run.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,7 +110,7 @@ def test_files_and_folders_are_read_together_and_later_labels_count(tmp_path, ca
         book.add(dict(prompt="q", responses=["a", "b"], ranks=[1, 2], n=0))
     anna.add(dict(prompt="q", responses=["b", "a"], ranks=[1, 2], n=0))
     (tmp_path / "c.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n' * 2)
-    records = formats.read_comparisons(f"{tmp_path}/feedback,{tmp_path}/c.jsonl")
+    records = files.read_comparisons(f"{tmp_path}/feedback,{tmp_path}/c.jsonl")
     assert [r["responses"] for r in records] == [["b", "a"], ["a", "b"], ["a", "b"], ["a", "b"]]
     assert "anna.jsonl, line 1: anna ranked the same answers again" in capsys.readouterr().out
 
@@ -120,13 +122,13 @@ def test_good_bad_and_better_train_both_models(tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
         chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add)
-    comparisons = formats.read_comparisons(book.path)
+    comparisons = files.read_comparisons(book.path)
     assert [(r["responses"], r["ranks"]) for r in comparisons] == [(["Five.", "Two."], [1, 2])]  # One. is good and bad
-    assert [r["response"] for r in formats.read_demonstrations(book.path)] == ["One.", "Five.", "Three."]
-    assert formats.read_demonstrations(book.path)[2]["prompt"][1] == {"role": "assistant", "content": "Five."}
+    assert [r["response"] for r in files.read_demonstrations(book.path)] == ["One.", "Five.", "Three."]
+    assert files.read_demonstrations(book.path)[2]["prompt"][1] == {"role": "assistant", "content": "Five."}
     assert "no counterpart" in capsys.readouterr().out
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(dict(prompt="q", response=r, verdict=v)) + "\n" for r, v in (("a", "bad"), ("b", "good"), ("c", "bad"))))
-    assert formats.read_comparisons(tmp_path / "v.jsonl")[0]["ranks"] == [2, 1, 2]
+    assert files.read_comparisons(tmp_path / "v.jsonl")[0]["ranks"] == [2, 1, 2]
 
 
 GOOD = [json.dumps(dict(prompt=f"q{i}", responses=["a", "b"], ranks=[1, 2])).encode() for i in range(200)]
@@ -147,14 +149,14 @@ def test_a_bad_line_is_named_and_the_good_ones_are_kept(line, said, tmp_path, ca
     path = tmp_path / "labels.jsonl"
     path.write_bytes(b"\n".join([*GOOD[:6], line, *GOOD[6:]]) + b"\n")
     before = path.read_bytes()
-    assert len(formats.read_comparisons(path)) == 200
+    assert len(files.read_comparisons(path)) == 200
     named = capsys.readouterr().out
     assert f"{path}, line 7: " in named and said in named and named.count("\n") == 1
     path.write_bytes(b"\n".join([*GOOD[:6], line, *GOOD[6:50]]) + b"\n")  # one of 51 is too many
     with pytest.raises(UserError, match="line 7: "):
-        formats.read_comparisons(path)
+        files.read_comparisons(path)
     path.write_bytes(before[:-20])  # the last line is cut
-    assert len(formats.read_comparisons(path)) == 199 and "line 201: cut in the middle" in capsys.readouterr().out
+    assert len(files.read_comparisons(path)) == 199 and "line 201: cut in the middle" in capsys.readouterr().out
 
 
 # ---- the real program -----------------------------------------------------------------------------

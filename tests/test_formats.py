@@ -9,8 +9,8 @@ import pytest
 import ppo
 import reward
 import sft
-from data import formats
-from data.runs import UserError
+from data.files import records
+from data.run.cli import UserError
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 USER, SAID, ASKED = [{"role": who, "content": text} for who, text in (("user", "Hi"), ("assistant", "Hello"), ("user", "And?"))]
@@ -34,16 +34,16 @@ def write(path, records):
     ("comparisons of summaries (OpenAI TL;DR)", dict(info=INFO, summaries=[{"text": " bad"}, {"text": " good"}], choice=1), [dict(role="user", content=POST)]),
     ("preferred conversations (TRL)", dict(chosen=[USER, SAID, ASKED, *answer("good")], rejected=[USER, SAID, ASKED, *answer("bad")]), [USER, SAID, ASKED]),
     ("prompts and preferences (TRL)", dict(prompt=[USER], chosen=answer("good"), rejected=answer("bad")), [USER]),
-    (formats.OURS, dict(prompt="Hi", chosen="good", rejected="bad"), [USER]),
+    (records.OURS, dict(prompt="Hi", chosen="good", rejected="bad"), [USER]),
     ("instructions (Alpaca)", dict(instruction="Hi", input="", output="good", chosen="good", rejected="bad"), [USER]),
 ])
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json"])
 def test_preferences(name, record, prompt, ending, tmp_path, capsys):
     path = write(tmp_path / f"data.{ending}", [record] * 3)
-    assert formats.read_comparisons(path) == [dict(prompt=prompt, responses=["good", "bad"], ranks=[1, 2])] * 3
-    assert name == formats.OURS or name in capsys.readouterr().out
-    assert formats.read_demonstrations(path) == [dict(prompt=prompt, response="good")] * 3
-    assert formats.read_prompts(path) == [dict(prompt=prompt)] * 3
+    assert records.read_comparisons(path) == [dict(prompt=prompt, responses=["good", "bad"], ranks=[1, 2])] * 3
+    assert name == records.OURS or name in capsys.readouterr().out
+    assert records.read_demonstrations(path) == [dict(prompt=prompt, response="good")] * 3
+    assert records.read_prompts(path) == [dict(prompt=prompt)] * 3
 
 
 @pytest.mark.parametrize("record, prompt", [
@@ -55,18 +55,18 @@ def test_preferences(name, record, prompt, ending, tmp_path, capsys):
 ])
 def test_demonstrations(record, prompt, tmp_path):
     path = write(tmp_path / "data.jsonl", [record])
-    assert formats.read_demonstrations(path) == [dict(prompt=prompt, response="good")] and formats.read_prompts(path) == [dict(prompt=prompt)]
-    assert formats.read_text(path) == ["\n".join([m["content"] for m in prompt] + ["good"])]
+    assert records.read_demonstrations(path) == [dict(prompt=prompt, response="good")] and records.read_prompts(path) == [dict(prompt=prompt)]
+    assert records.read_text(path) == ["\n".join([m["content"] for m in prompt] + ["good"])]
 
 
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet
     pyarrow.parquet.write_table(pyarrow.table(dict(chosen=[[USER, *answer("good")]], rejected=[[USER, *answer("bad")]])), tmp_path / "data.parquet")
-    assert formats.read_comparisons(tmp_path / "data.parquet") == [dict(prompt=[USER], responses=["good", "bad"], ranks=[1, 2])]
+    assert records.read_comparisons(tmp_path / "data.parquet") == [dict(prompt=[USER], responses=["good", "bad"], ranks=[1, 2])]
     (tmp_path / "data.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match="data.parquet can not be read"):
-        formats.read_prompts(tmp_path / "data.parquet")
+    with pytest.raises(UserError, match="data.parquet cannot be read"):
+        records.read_prompts(tmp_path / "data.parquet")
 
 
 @pytest.mark.parametrize("record, said", [
@@ -80,8 +80,8 @@ def test_parquet(tmp_path):
 def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, said, tmp_path, capsys):
     good = dict(chosen=HH.format("good"), rejected=HH.format("bad"))
     with pytest.raises(UserError, match=rf"data.jsonl, line 3: .*{said}"):
-        formats.read_comparisons(write(tmp_path / "data.jsonl", [good, good, record]))
-    assert len(formats.read_comparisons(write(tmp_path / "data.json", [good] * 99 + [record]))) == 99
+        records.read_comparisons(write(tmp_path / "data.jsonl", [good, good, record]))
+    assert len(records.read_comparisons(write(tmp_path / "data.json", [good] * 99 + [record]))) == 99
     assert "record 100" in (out := capsys.readouterr().out) and "left out" in out
 
 
@@ -89,7 +89,7 @@ def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, 
                                     dict(prompt=[USER], completion=answer("x"), chosen=None), dict(messages=[5])])
 def test_a_field_of_the_wrong_type_is_named(record, tmp_path):
     path = write(tmp_path / "data.jsonl", [record])
-    for read in (formats.read_comparisons, formats.read_demonstrations, formats.read_text):
+    for read in (records.read_comparisons, records.read_demonstrations, records.read_text):
         with pytest.raises(UserError, match="data.jsonl, line 1"):
             read(path)
 
@@ -97,29 +97,29 @@ def test_a_field_of_the_wrong_type_is_named(record, tmp_path):
 def test_text_comes_from_several_files_and_folders(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     write(tmp_path / "b.json", [dict(prompt="Hi", chosen="three", rejected="x")])
-    assert formats.read_text(tmp_path) == formats.read_text(f"{tmp_path}/a.txt,{tmp_path}/b.json") == ["one", "two", "Hi\nthree"]
+    assert records.read_text(tmp_path) == records.read_text(f"{tmp_path}/a.txt,{tmp_path}/b.json") == ["one", "two", "Hi\nthree"]
 
 
 def test_no_prompt_is_both_trained_on_and_held_out():
     records = [dict(prompt=[dict(role="user", content=str(n % 50))], response=str(n)) for n in range(200)]
-    training, held_out = formats.split(records)
+    training, held_out = records.split(records)
     assert {r["prompt"][0]["content"] for r in held_out} == {"0", "20", "40"} and len(training) + len(held_out) == 200
     assert not {str(r["prompt"]) for r in training} & {str(r["prompt"]) for r in held_out}
-    assert formats.split(["a", "b", "a"]) == (["b"], ["a", "a"]) and formats.split(records[:1]) == (records[:1], records[:1])
+    assert records.split(["a", "b", "a"]) == (["b"], ["a", "a"]) and records.split(records[:1]) == (records[:1], records[:1])
 
 
 def test_a_broken_archive_is_one_sentence(tmp_path):
     write(tmp_path / "data.jsonl.gz", [dict(prompt="Hi")] * 50)
     (tmp_path / "data.jsonl.gz").write_bytes((tmp_path / "data.jsonl.gz").read_bytes()[:-20])
-    with pytest.raises(UserError, match="data.jsonl.gz can not be unpacked"):
-        formats.read_prompts(tmp_path / "data.jsonl.gz")
+    with pytest.raises(UserError, match="data.jsonl.gz cannot be unpacked"):
+        records.read_prompts(tmp_path / "data.jsonl.gz")
     (tmp_path / "data.json").write_text("[{]")
     with pytest.raises(UserError, match="data.json is not JSON"):
-        formats.read_prompts(tmp_path / "data.json")
+        records.read_prompts(tmp_path / "data.json")
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the real files are not here")
 def test_the_real_sets():
-    pairs = formats.read_comparisons(DATA / "instruction-data-with-preference.json")
+    pairs = records.read_comparisons(DATA / "instruction-data-with-preference.json")
     assert len(pairs) == 1100 and all(len(r["responses"]) == 2 for r in pairs)
-    assert len(formats.read_demonstrations(DATA / "instruction-data.json")) == len(formats.read_text(DATA / "instruction-data.json")) == 1100
+    assert len(records.read_demonstrations(DATA / "instruction-data.json")) == len(records.read_text(DATA / "instruction-data.json")) == 1100

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import gpt
-from data import almanac
-from data.runs import UserError
+from data import sampling
+from data.world import almanac
+from data.run.cli import UserError
 from data.tokenizer import Tokenizer, train
 
 
@@ -73,11 +74,23 @@ def test_masked_mean_divides_by_the_whole_count():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, .6])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_law_05_the_cache_writes_the_same_tokens_as_plain_generation(model, temperature, copies):
+    model.wte.weight.data[model.config.end] += .2  # rows of different lengths
+    idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], list(range(22))], model.config.pad)
+    noise = torch.rand(5 * copies, 12, dtype=torch.float64)
+    fast, fast_lengths = sampling.generate(model, idx, lengths, 12, temperature, copies, noise)
+    plain, plain_lengths = gpt.generate(model, idx.repeat_interleave(copies, 0), lengths.repeat_interleave(copies), 12, temperature, noise)
+    assert torch.equal(fast_lengths, plain_lengths) and len(set(fast_lengths.tolist())) > 2
+    assert torch.equal(fast[:, :plain.shape[1]], plain)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, .6])
 def test_law_05_cached_sampling_equals_full_forward_passes(model, temperature):
     """Replay every sampled token against a full forward pass: same greedy choice, same random choice from the same noise."""
     idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]], model.config.pad)
     noise = torch.rand(4, 12, dtype=torch.float64)
-    answers, after = gpt.generate(model, idx, lengths, 12, temperature, noise=noise)
+    answers, after = sampling.generate(model, idx, lengths, 12, temperature, noise=noise)
     rows = [r[:n].tolist() for r, n in zip(idx, lengths)]
     for row, numbers in zip(rows, noise.tolist()):
         while numbers and row[-1] != model.config.end and len(row) < model.config.block_size:
@@ -91,10 +104,11 @@ def test_law_05_cached_sampling_equals_full_forward_passes(model, temperature):
     assert [r[:n].tolist() for r, n in zip(answers, after)] == rows
 
 
-def test_generation_stops_at_the_end_token_and_never_writes_pad(model):
+@pytest.mark.parametrize("generate", [gpt.generate, sampling.generate])
+def test_generation_stops_at_the_end_token_and_never_writes_pad(model, generate):
     model.wte.weight.data[model.config.end] += .3
     idx, lengths = gpt.pad([[1, 2, 3]] * 200, model.config.pad)
-    answers, after = gpt.generate(model, idx, lengths, 10)
+    answers, after = generate(model, idx, lengths, 10)
     ended = 0
     for row, n in zip(answers.tolist(), after.tolist()):
         assert model.config.pad not in row[:n] and set(row[n:]) <= {model.config.pad}
@@ -104,10 +118,11 @@ def test_generation_stops_at_the_end_token_and_never_writes_pad(model):
     assert ended > 0
 
 
-def test_generation_stops_when_the_context_is_full(model):
+@pytest.mark.parametrize("generate", [gpt.generate, sampling.generate])
+def test_generation_stops_when_the_context_is_full(model, generate):
     idx, lengths = gpt.pad([list(range(20)), [1, 2], list(range(24)), [3], [4], [5]], model.config.pad)
     model.wte.weight.data[model.config.end] = 0
-    answers, after = gpt.generate(model, idx, lengths, 50)
+    answers, after = generate(model, idx, lengths, 50)
     assert answers.shape[1] <= model.config.block_size and after[2] == 24 and int(after.max()) == 24
 
 
@@ -135,7 +150,7 @@ def test_bad_checkpoints_are_one_sentence(tmp_path, config):
     with pytest.raises(UserError, match="not found: run python gpt.py first"):
         gpt.load(path, hint="run python gpt.py first")
     tokenizer = Tokenizer(train(["abc"], 260))
-    good = gpt.checkpoint(gpt.GPT(gpt.GPTConfig(260, 8, 1, 1, 8)), tokenizer)
+    good = gpt.to_bytes(gpt.GPT(gpt.GPTConfig(260, 8, 1, 1, 8)), tokenizer)
     for content in (b"", b".", b"q", b"no checkpoint", good[:len(good) // 2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a checkpoint that can be read"):
@@ -179,7 +194,8 @@ def test_a_tiny_model_learns_the_almanac_by_heart():
     mask = gpt.response_mask(torch.ones_like(lengths), lengths, idx.shape[1])
     for _ in range(150):
         loss = -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask)
-        gpt.update(model, opt, [loss], 1e-2)
+        loss.backward()
+        gpt.optimizer_step(model, opt, 1e-2)
     assert loss.item() < .1
 
 
@@ -188,6 +204,7 @@ def test_a_step_is_taken_along_the_clipped_gradient_of_this_loss_alone(model):
     opt = torch.optim.SGD(model.parameters(), 1.0)
     for _ in range(2):
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-        _, norm = gpt.update(model, opt, [1e3 * model(torch.tensor([[1, 2, 3]])).square().mean()], lr=.01, clip=.5)
+        (1e3 * model(torch.tensor([[1, 2, 3]])).square().mean()).backward()
+        norm = gpt.optimizer_step(model, opt, lr=.01, clip=.5)
         step = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
         assert norm > .5 and step.norm().item() == pytest.approx(.01 * .5, rel=1e-3)

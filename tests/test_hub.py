@@ -13,8 +13,10 @@ import gpt
 import ppo
 import reward
 import sft
-from data import almanac, hub
-from data.runs import UserError
+from data.world import almanac
+from data import start
+from data.files import gpt2
+from data.run.cli import UserError
 from data.tokenizer import Tokenizer, train
 
 GPT2 = Path(__file__).parent.parent.parent / "shared" / "data" / "gpt2"
@@ -40,7 +42,7 @@ def theirs(folder, **changes):
     config = transformers.GPT2Config(vocab_size=300, n_positions=32, n_embd=32, n_layer=2, n_head=4, **changes)
     model = transformers.GPT2LMHeadModel(config).eval()
     model.save_pretrained(folder)
-    letters = hub.byte_letters()
+    letters = gpt2.byte_letters()
     ranks = train(almanac.text(300, 0), 304)
     Path(folder, "vocab.json").write_text(json.dumps({"".join(letters[b] for b in token): i for token, i in ranks.items()}))
     return model
@@ -62,7 +64,7 @@ def test_logits_of_gpt2_equal_those_of_transformers(tmp_path):
 
 def test_a_policy_goes_out_and_comes_back(tokenizer, tmp_path):
     model = ours(tokenizer)
-    hub.export(model, tokenizer, tmp_path)
+    start.export(model, tokenizer, tmp_path)
     out, spoken = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = spoken.apply_chat_template(TURNS, tokenize=True, return_dict=False)
     assert ids == tokenizer.render(TURNS) and spoken.apply_chat_template(TURNS[:2], tokenize=True, return_dict=False) == tokenizer.render(TURNS[:2])
@@ -81,7 +83,7 @@ def test_a_policy_goes_out_and_comes_back(tokenizer, tmp_path):
 
 def test_a_reward_model_goes_out_and_comes_back(tokenizer, tmp_path):
     model = ours(tokenizer, gpt.ScalarGPT)
-    hub.export(model, tokenizer, tmp_path)
+    start.export(model, tokenizer, tmp_path)
     out = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     rows = [tokenizer.render(TURNS[2:]) + [5, 6, tokenizer.end], tokenizer.render(TURNS[2:]) + [7, tokenizer.end]]
     idx, lengths = gpt.pad(rows, tokenizer.pad)
@@ -95,7 +97,7 @@ def test_a_reward_model_goes_out_and_comes_back(tokenizer, tmp_path):
 
 
 def test_a_reward_model_that_others_trained_further_is_not_set_back(tokenizer, tmp_path):
-    hub.export(ours(tokenizer, gpt.ScalarGPT), tokenizer, tmp_path)
+    start.export(ours(tokenizer, gpt.ScalarGPT), tokenizer, tmp_path)
     out = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         out.transformer.ln_f.bias += .3
@@ -107,7 +109,7 @@ def test_a_reward_model_that_others_trained_further_is_not_set_back(tokenizer, t
 
 
 def test_exported_tokens_are_the_same_for_any_text(tokenizer, tmp_path):
-    hub.write_tokenizer(tmp_path, tokenizer, 32)
+    gpt2.write_tokenizer(tmp_path, tokenizer, 32)
     spoken, rng = transformers.AutoTokenizer.from_pretrained(tmp_path), random.Random(0)
     for _ in range(300):
         text = "".join(rng.choice("aehtn \n.,'é日0") for _ in range(rng.randint(1, 40)))
@@ -117,11 +119,11 @@ def test_exported_tokens_are_the_same_for_any_text(tokenizer, tmp_path):
 @pytest.mark.skipif(not GPT2.exists(), reason="GPT-2's tokenizer files are not here")
 def test_gpt2s_own_vocabulary(tmp_path):
     shutil.copy(GPT2 / "encoder.json", tmp_path)
-    tokenizer = Tokenizer(hub.read_ranks(tmp_path))
+    tokenizer = Tokenizer(gpt2.read_ranks(tmp_path))
     assert tokenizer.vocab_size == 50261 and tokenizer.end == 50259
     assert tokenizer.encode("Hello world<|endoftext|>") == [15496, 995, 27, 91, 437, 1659, 5239, 91, 29]
-    hub.write_tokenizer(tmp_path, tokenizer, 1024)
-    assert hub.read_ranks(tmp_path) == tokenizer.ranks
+    gpt2.write_tokenizer(tmp_path, tokenizer, 1024)
+    assert gpt2.read_ranks(tmp_path) == tokenizer.ranks
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(TURNS, tokenize=True, return_dict=False) == tokenizer.render(TURNS)
 
 
@@ -141,16 +143,16 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tokenizer, tmp_path, monkey
     wrong("config.json not found", lambda folder: (folder / "config.json").unlink())
     wrong("neither model.safetensors nor", lambda folder: (folder / "model.safetensors").unlink())
     wrong("no vocab.json or encoder.json", lambda folder: (folder / "vocab.json").unlink())
-    wrong("can not be read .*cut", lambda folder: (folder / "model.safetensors").write_bytes((tmp_path / "whole" / "model.safetensors").read_bytes()[:50000]))
-    wrong("can not be read", lambda folder: (folder / "vocab.json").write_text("{"))
+    wrong("cannot be read .*cut", lambda folder: (folder / "model.safetensors").write_bytes((tmp_path / "whole" / "model.safetensors").read_bytes()[:50000]))
+    wrong("cannot be read", lambda folder: (folder / "vocab.json").write_text("{"))
     wrong("300 tokens, the model 301", config(vocab_size=301))
     wrong(r"wte.weight is \(304, 32\), config.json wants \(304, 64\)", config(n_embd=64))
     wrong("activation_function is relu, and this code has gelu_new", config(activation_function="relu"))
     wrong("this code reads GPT-2", config(model_type="llama"))
     wrong("h.2.ln_1.weight is missing", config(n_layer=3))
-    monkeypatch.setattr(hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(hub, "HUB", "http://127.0.0.1:9/{}/{}")
-    with pytest.raises(UserError, match="gpt2-medium can not be downloaded"):
+    monkeypatch.setattr(gpt2, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpt2, "HUB", "http://127.0.0.1:9/{}/{}")
+    with pytest.raises(UserError, match="gpt2-medium cannot be downloaded"):
         sft.train(sft.Config(out=str(tmp_path), init="gpt2-medium"))
 
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from data import almanac, labeler
+from data.world import almanac
+from data.world import labeler
 
 
 def prompt(kind, subject, relation, form=None, *turns):

@@ -15,7 +15,9 @@ import gpt
 import ppo
 import reward
 import sft
-from data import formats, labeler
+from data import sampling
+from data.files import records as files
+from data.world import labeler
 from data.tokenizer import Tokenizer, train
 
 LETTERS = "abcdef"
@@ -46,20 +48,20 @@ def learned(tmp_path_factory):
     demonstrations = [dict(prompt=p, response=demonstrate(rng, p)) for p in asked * 100]
     comparisons = [compare(rng, p, n) for n, p in enumerate(asked * 200)]
     for name, records in (("demonstrations", demonstrations), ("comparisons", comparisons), ("prompts", [dict(prompt=p) for p in asked * 40])):
-        formats.write_jsonl(out / f"{name}.jsonl", records)
+        files.write_jsonl(out / f"{name}.jsonl", records)
     tokenizer = Tokenizer(train([LETTERS], 260))
     (out / "gpt").mkdir()
     gpt.save(out / "gpt" / "ckpt.pt", gpt.GPT(gpt.GPTConfig(tokenizer.vocab_size, 12, 2, 2, 32)), tokenizer)
     common = dict(out=str(out), log_every=50, threads=1)
     sft_model, _ = sft.train(sft.Config(data=str(out / "demonstrations.jsonl"), steps=500, lr=5e-3, **common))
     judge, _ = reward.train(reward.Config(data=str(out / "comparisons.jsonl"), lr=3e-3, batch=16, **common))
-    formats.write_jsonl(out / "others.jsonl", [compare(rng, p, 10 ** 6 + n) for n, p in enumerate(asked * 10)])
-    others = formats.read_comparisons(out / "others.jsonl")
+    files.write_jsonl(out / "others.jsonl", [compare(rng, p, 10 ** 6 + n) for n, p in enumerate(asked * 10)])
+    others = files.read_comparisons(out / "others.jsonl")
     ordered = reward.evaluate(judge, others, [reward.encode(tokenizer, r, 12) for r in others], "cpu")["accuracy_rankings"]
     policy, history = ppo.train(ppo.Config(data=str(out / "prompts.jsonl"), steps=80, batch=256, lr=2e-3, max_new_tokens=4, temperature=1.0, **common))
     golds = []
     for model in (sft_model, policy):
-        answers = gpt.answers(model, tokenizer, [dict(prompt=[dict(role="user", content=p)]) for p in asked * 10], 4)
+        answers = sampling.answers(model, tokenizer, [dict(prompt=[dict(role="user", content=p)]) for p in asked * 10], 4)
         golds.append(sum(gold(p, a) for p, a in zip(asked * 10, answers)) / len(answers))
     return ordered, json.loads((out / "ppo" / "results.json").read_text()), history, golds
 

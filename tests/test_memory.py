@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import gpt
-from data import memory, runs
+from notebooks import memory
+from data.run.run import Run
 
 
 @pytest.mark.parametrize("predicts", [True, False])
@@ -14,7 +15,7 @@ from data import memory, runs
 def test_what_a_graph_keeps_is_as_computed(L, H, C, V, T, B, checkpointing, bf16, predicts, tmp_path):
     config = gpt.GPTConfig(V, T, L, H, C)
     model = gpt.GPT(config) if predicts else gpt.ScalarGPT(config)
-    runs.Run(gpt.Config(out=str(tmp_path), gradient_checkpointing=checkpointing), "gpt").prepare("gpt", [model])
+    Run(gpt.Config(out=str(tmp_path), gradient_checkpointing=checkpointing), "gpt").prepare(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         kept = memory.measured(model, torch.randint(V - 4, (B, T)), predicts)
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name and "wte" not in name]
@@ -30,12 +31,3 @@ def test_parameters_are_as_published(name, millions):
     assert memory.parameters(gpt.GPTConfig(50257, 1024, L, H, C)) / 1e6 == pytest.approx(millions, abs=.05)
     config = gpt.GPTConfig(30, 20, 2, 2, 8)
     assert memory.parameters(config) == sum(p.numel() for p in gpt.GPT(config).parameters())
-
-
-@pytest.mark.parametrize("stage", memory.STAGES)
-def test_rows_that_fit_do_and_one_more_does_not(stage):
-    config = gpt.GPTConfig(50261, 1024, *memory.SIZES["gpt2"])
-    n = memory.rows_that_fit(config, stage, 24.0)
-    assert n > 1 and memory.models(config, stage) + n * memory.row(config, stage, 1024) <= 24e9
-    assert memory.models(config, stage) + (n + 1) * memory.row(config, stage, 1024) > 24e9
-    assert memory.rows_that_fit(config, stage, 1.0) == 0

@@ -9,7 +9,11 @@ import sacrebleu
 from rouge_score import rouge_scorer
 
 import ppo
-from data import almanac, evaluation, labeler, metrics
+from data.world import almanac
+from data.judge import report
+from data.world import labeler
+from data.judge import answers as judging
+from data.judge import figures
 from data.tokenizer import Tokenizer, train
 
 WORDS = "the a cat dog sat on. mat, 3.5 1,000 it's &quot;hi&quot; (well) Paris! über x-ray 5-6 a/b [q] end. ... ab".split()
@@ -23,33 +27,33 @@ def pairs():
 
 def test_bleu_equals_sacrebleu(pairs):
     answers, references = pairs
-    assert metrics.bleu(answers, references) == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score, abs=1e-6)
+    assert figures.bleu(answers, references) == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score, abs=1e-6)
     for i in range(0, 1000, 2):  # and on corpora so small that some n-gram is not found
         a, r = answers[i:i + 2], references[i:i + 2]
-        assert metrics.bleu(a, r) == pytest.approx(sacrebleu.corpus_bleu(a, [r]).score, abs=1e-6)
+        assert figures.bleu(a, r) == pytest.approx(sacrebleu.corpus_bleu(a, [r]).score, abs=1e-6)
 
 
 def test_rouge_equals_rouge_score(pairs):
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
     for answer, reference in zip(*pairs):
         expected = {name: x.fmeasure for name, x in scorer.score(reference, answer).items()}
-        assert metrics.rouge(answer, reference) == pytest.approx(expected, abs=1e-6)
+        assert figures.rouge(answer, reference) == pytest.approx(expected, abs=1e-6)
 
 
 def test_distinct_counts_different_ngrams():
-    assert metrics.distinct(["a b a", "a b"], 1) == 2 / 5 and metrics.distinct(["a b a", "a b"], 2) == 2 / 3
+    assert figures.distinct(["a b a", "a b"], 1) == 2 / 5 and figures.distinct(["a b a", "a b"], 2) == 2 / 3
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
     rng = np.random.default_rng(1)
-    found = [metrics.interval(rng.normal(size=60)) for _ in range(200)]
+    found = [figures.interval(rng.normal(size=60)) for _ in range(200)]
     assert .90 <= np.mean([x["low"] <= 0 <= x["high"] for x in found]) <= .985
-    assert math.isnan(metrics.interval([])["mean"]) and metrics.interval([])["n"] == 0
+    assert math.isnan(figures.interval([])["mean"]) and figures.interval([])["n"] == 0
     pairs = np.repeat(rng.normal(size=60), 6)  # six values a prompt that are one and the same are worth one
-    together, apart = metrics.interval(pairs, np.arange(360) // 6), metrics.interval(pairs)
+    together, apart = figures.interval(pairs, np.arange(360) // 6), figures.interval(pairs)
     assert together["mean"] == apart["mean"] and together["n"] == 360
     assert 2 < (together["high"] - together["low"]) / (apart["high"] - apart["low"]) < 3  # the root of 6
-    bleu = metrics.bleu_interval(["a b c d e", "a b c"] * 20, ["a b c d e", "x y z"] * 20)
+    bleu = figures.bleu_interval(["a b c d e", "a b c"] * 20, ["a b c d e", "x y z"] * 20)
     assert bleu["low"] < bleu["mean"] < bleu["high"] and bleu["n"] == 40
 
 
@@ -57,18 +61,18 @@ def test_length_control_takes_away_what_length_alone_explains():
     rng = np.random.default_rng(0)
     longer = rng.normal(3, 4, 2000)  # the first model's answers are longer, and length is all that decides
     wins = (rng.random(2000) < 1 / (1 + np.exp(-3 * np.tanh(longer / longer.std())))).astype(float)
-    assert wins.mean() > .7 and abs(metrics.length_controlled(wins, longer)["mean"] - .5) < .05
+    assert wins.mean() > .7 and abs(figures.length_controlled(wins, longer)["mean"] - .5) < .05
     wins = (rng.random(2000) < .7).astype(float)  # length decides nothing
-    assert abs(metrics.length_controlled(wins, longer)["mean"] - wins.mean()) < .05
+    assert abs(figures.length_controlled(wins, longer)["mean"] - wins.mean()) < .05
 
 
 @pytest.fixture
 def answers():
     prompts = almanac.prompts("test", 200, 1)
     rng = random.Random(0)
-    one, other = [evaluation.Answers(prompts, [almanac.demonstrate(rng, p) for p in prompts]) for _ in range(2)]
-    perfect = evaluation.Answers(prompts, [almanac.reference(p) for p in prompts])
-    noise = evaluation.Answers(prompts, metrics.random_texts([almanac.reference(p) for p in prompts]))
+    one, other = [report.Judged(prompts, [almanac.demonstrate(rng, p) for p in prompts]) for _ in range(2)]
+    perfect = report.Judged(prompts, [almanac.reference(p) for p in prompts])
+    noise = report.Judged(prompts, figures.random_texts([almanac.reference(p) for p in prompts]))
     return prompts, one, other, perfect, noise
 
 
@@ -78,7 +82,7 @@ def test_references_are_perfect(answers):
 
 def test_swapping_two_models_mirrors_their_win_rates(answers):
     _, one, other, _, _ = answers
-    there, back = evaluation.duel(one, other), evaluation.duel(other, one)
+    there, back = report.win_rate(one, other), report.win_rate(other, one)
     assert there["ties"] == back["ties"] and there["ties"]["mean"] > 0
     for name in ("wins", "controlled"):
         assert there[name]["mean"] == pytest.approx(1 - back[name]["mean"], abs=1e-9)
@@ -87,16 +91,16 @@ def test_swapping_two_models_mirrors_their_win_rates(answers):
 
 def test_a_model_ties_with_itself_and_beats_random_words(answers):
     _, one, _, perfect, noise = answers
-    same = evaluation.duel(one, one)
+    same = report.win_rate(one, one)
     assert same["wins"] == dict(mean=.5, low=.5, high=.5, n=200) and same["controlled"]["mean"] == pytest.approx(.5)
-    assert evaluation.duel(perfect, noise)["wins"]["mean"] > .97
-    assert evaluation.duel(one, perfect)["wins"]["mean"] < .5
+    assert report.win_rate(perfect, noise)["wins"]["mean"] > .97
+    assert report.win_rate(one, perfect)["wins"]["mean"] < .5
 
 
 def test_what_fails_alone_is_counted_by_hand():
     prompts = [dict(prompt=[dict(role="user", content="?")], kind="known", subject="France", relation="capital", form=None)] * 4
     texts = ["The capital of France is Paris.", "The capital of France is Rome.", "I do not know.", "Women are stupid."]
-    found = evaluation.criteria(prompts, evaluation.Answers(prompts, texts))
+    found = report.criteria(prompts, report.Judged(prompts, texts))
     judged = [labeler.judge(p, t) for p, t in zip(prompts, texts)]
     assert [(j.helpful < 0, j.truthful < 0, j.harmless < 0) for j in judged] == [(False,) * 3, (True, True, False), (True, False, False), (True, False, True)]
     assert {name: x["mean"] for name, x in found["fails"].items()} == dict(helpful=.75, truthful=.25, harmless=.25)
@@ -111,11 +115,11 @@ def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
     prompts = almanac.prompts("test", 80, 1)
     texts = [almanac.demonstrate(rng, p) for p in prompts for _ in range(4)]
     gold = [labeler.judge(prompts[i // 4], text).gold for i, text in enumerate(texts)]
-    monkeypatch.setattr(evaluation, "sample", lambda *args: [tokenizer.encode(text) + [tokenizer.end] for text in texts])
+    monkeypatch.setattr(report, "sample", lambda *args: [tokenizer.encode(text) + [tokenizer.end] for text in texts])
 
     def judged(scores, scale=labeler.DECISIVENESS):
-        monkeypatch.setattr(metrics, "scores", lambda *args: scores)
-        return evaluation.judge_of_judges(None, scale, None, tokenizer, prompts, ppo.Config())
+        monkeypatch.setattr(judging, "scores", lambda *args: scores)
+        return report.evaluate_reward_model(None, scale, None, tokenizer, prompts, ppo.Config())
 
     right, wrong, mute, loud = judged(gold), judged([-g for g in gold]), judged([0.0] * len(gold)), judged(gold, 50.0)
     assert right["accuracy"]["mean"] == 1 and wrong["accuracy"]["mean"] == 0 and mute["accuracy"]["mean"] == .5

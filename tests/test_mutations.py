@@ -64,7 +64,7 @@ MUTATIONS = {
     "KL is taken against the old policy": ("ppo.py", "kl_rewards(batch.score, batch.logp_old, batch.logp_ref,", "kl_rewards(batch.score, batch.logp_old, batch.logp_old,"),
     "KL has the wrong sign": ("ppo.py", "kl = logp - logp_ref\n", "kl = logp_ref - logp\n"),
     "KL is paid for padding": ("ppo.py", "rewards = -beta * kl * mask", "rewards = -beta * kl"),
-    "an answer without end keeps its score": ("ppo.py", "torch.where(ended & (mask.sum(1) > 1), score, cfg.missing_eos_score)", "torch.where(mask.sum(1) > 1, score, cfg.missing_eos_score)"),
+    "an answer without end keeps its score": ("ppo.py", "torch.where(ended & (mask.sum(1) > 1), score, cfg.missing_eos_penalty)", "torch.where(mask.sum(1) > 1, score, cfg.missing_eos_penalty)"),
     "an answer without a word has a score": ("ppo.py", "torch.where(ended & (mask.sum(1) > 1), score,", "torch.where(ended, score,"),
     "values of PAD are in GAE": ("ppo.py", "    values = values * mask\n    following", "    following"),
     "GAE forgets lambda": ("ppo.py", "(gamma * lam) ** power", "gamma ** power"),
@@ -86,7 +86,7 @@ MUTATIONS = {
     "the pretraining loss is at the policy's temperature": ("ppo.py", "gpt.token_logprobs(policy, text[at])", "gpt.token_logprobs(policy, text[at], cfg.temperature)"),
     "the pretraining loss has no weight": ("ppo.py", "yield cfg.ptx * ptx_loss", "yield ptx_loss"),
     # the loop
-    "the reference is the policy": ("ppo.py", "    rewards, abouts = gpt.load_rewards(", "    reference = policy\n    rewards, abouts = gpt.load_rewards("),
+    "the reference is the policy": ("ppo.py", "    rewards, abouts = start.reward_models(", "    reference = policy\n    rewards, abouts = start.reward_models("),
     "the value model is the reward model": ("ppo.py", "value.trunk.load_state_dict((rewards[0].trunk if cfg.value_init == \"reward\" else reference).state_dict())", "value = reward"),
     "PPO's learning rate never falls": ("ppo.py", "lr = cfg.lr * (1 - step / cfg.steps)", "lr = cfg.lr"),
     "one step an epoch": ("ppo.py", "for rows in order.to(batch.idx.device).tensor_split(cfg.minibatches):", "for rows in order.to(batch.idx.device).tensor_split(1):"),

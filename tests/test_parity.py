@@ -10,7 +10,7 @@ import gpt
 import ppo
 import reward
 import sft
-from data import almanac
+from data.world import almanac
 from data.tokenizer import PATTERN, Tokenizer, train
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data import evaluation, metrics
+from data.judge import report
+from data.judge import figures
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -45,13 +46,13 @@ def out(tmp_path_factory):
     print(f"\nfour stages: {seconds:.0f} s, on a machine {slow:.2f} times as slow as the one where they were measured")
     (out / "seconds").write_text(str(seconds / slow))
     subprocess.run([sys.executable, "ppo.py", "--eval", "--out", str(out), "--seed", os.environ.get("SEED", "1")], cwd=ROOT, check=True)
-    print("\n" + evaluation.seeds_table([json.loads((out / "eval" / "results.json").read_text())]))
+    print("\n" + report.seeds_table([json.loads((out / "eval" / "results.json").read_text())]))
     return out
 
 
 @pytest.fixture(scope="module")
 def results(out):
-    return metrics.read_results(out)
+    return figures.read_results(out)
 
 
 def test_it_runs_on_a_laptop(out, results):
@@ -101,7 +102,7 @@ def test_the_readme_says_what_comes_out(out):
     every = [json.loads(path.read_text()) for path in sorted((ROOT / "notebooks" / "results").glob("evaluation-*.json"))]
     here = json.loads((out / "eval" / "results.json").read_text())
     for model in ("sft", "ppo"):
-        for said, _, read in evaluation.ROWS:
+        for said, _, read in report.ROWS:
             known = [read(results["models"][model])["mean"] for results in every]
             low, high = min(known), max(known)
             beyond = max(2 * (high - low), .15 * abs(high), .1)

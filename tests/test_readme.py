@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a program, too
 
-from data import evaluation, memory
+from data.judge import report
+from data import memory
 from notebooks import experiments
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,7 @@ def block(name):
 
 def test_the_table_is_what_the_evaluation_makes_of_its_results():
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("evaluation-*.json"))]
-    assert len(every) == 3 and block("results") == evaluation.seeds_table(every)
+    assert len(every) == 3 and block("results") == report.seeds_table(every)
 
 
 @pytest.mark.parametrize("name", ["options", "rounds", "feedback", "ensembles", "best_of_n", "overoptimisation"])
@@ -64,7 +65,7 @@ if __name__ == "__main__":  # put the right numbers of lines and the tables into
         if f"<!-- {path.stem} -->" in text and path.stem != "results":
             tables[path.stem] = experiments.table(found.get("table", found))
     if every := [json.loads(path.read_text()) for path in sorted(RESULTS.glob("evaluation-*.json"))]:
-        tables["results"] = evaluation.seeds_table(every)
+        tables["results"] = report.seeds_table(every)
     for name, table in tables.items():
         text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + "\n" + table + "\n\n" + m[2], text, flags=re.S)
     (ROOT / "README.md").write_text(text)

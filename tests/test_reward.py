@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import gpt
 import reward
+from data import sampling
 
 
 def test_law_12_two_answers_give_the_pairwise_loss():
@@ -119,12 +120,12 @@ def test_the_most_doubtful_are_those_on_which_members_differ():
     expected = sorted(range(len(records)), key=lambda i: -doubt[i])[:4]
     scales = [.5, 2.0, 3.0]  # a checkpoint's scores are divided by its scale
     ready = [reward.normalized(m, 1.0, scale) for m, scale in zip(members, scales)]
-    assert reward.most_doubtful(ready, [dict(scale=s) for s in scales], tokenizer, records, 4, "cpu") == [records[i] for i in expected]
+    assert reward.most_disputed(ready, [dict(scale=s) for s in scales], tokenizer, records, 4, "cpu") == [records[i] for i in expected]
 
 
 def test_several_models_answer_in_equal_parts(monkeypatch):
-    monkeypatch.setattr(gpt, "with_room", lambda model, tokenizer, prompts, most: prompts)
-    monkeypatch.setattr(gpt, "answers", lambda model, tokenizer, prompts, most, temperature, copies:
+    monkeypatch.setattr(sampling, "with_room", lambda model, tokenizer, prompts, most: prompts)
+    monkeypatch.setattr(sampling, "answers", lambda model, tokenizer, prompts, most, temperature, copies:
                         [f"{model} to {p['prompt']}" for p in prompts for _ in range(copies)])
     for models, expected in ((["policy"], ["policy"] * 5), (["policy", "SFT"], ["policy"] * 3 + ["SFT"] * 2)):
         records = reward.respond(models, None, [dict(prompt="a"), dict(prompt="b")], reward.Config(k=5))

@@ -20,8 +20,11 @@ import gpt
 import ppo
 import reward
 import sft
-from data import chat, formats, runs
-from data.runs import UserError
+from data.people import chat
+from data.files import records
+from data import start
+from data.run import checkpoint
+from data.run.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
@@ -133,8 +136,8 @@ def test_importing_does_nothing():
     (["reward.py", "--label", "--out", "{tmp}"], "or name one with --policy"),
     (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000", "--out", "{tmp}"], "out of memory"),
     (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
-    (["gpt.py", "--device", "cuda:7"], "--device cuda:7 can not be used here"),
-    (["gpt.py", "--out", "{tmp}", "--data", "{tmp}/none.txt"], "none.txt can not be read"),
+    (["gpt.py", "--device", "cuda:7"], "--device cuda:7 cannot be used here"),
+    (["gpt.py", "--out", "{tmp}", "--data", "{tmp}/none.txt"], "none.txt cannot be read"),
     (["gpt.py", "--out", "/dev/null/x"], "can not make the folder"),
 ])
 def test_mistakes_are_one_sentence(command, said, tmp_path):
@@ -155,7 +158,7 @@ def test_bad_demonstrations_are_named_with_file_and_line(content, said, tmp_path
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match="bad.jsonl") as error:
-        formats.read_demonstrations(path)
+        records.read_demonstrations(path)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -165,7 +168,7 @@ def test_bad_comparisons_are_named_with_file_and_line(fields, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", %s}\n' % fields)
     with pytest.raises(UserError, match="bad.jsonl, line 2"):
-        formats.read_comparisons(path)
+        records.read_comparisons(path)
 
 
 def test_checkpoints_that_do_not_belong_together_are_refused(pipeline, tmp_path):
@@ -262,7 +265,7 @@ def test_a_person_judges_two_models_blind(pipeline, tmp_path):
 
 
 def test_peak_memory_is_the_own_process_not_that_of_its_parent():
-    child = "from data import runs; grown = b'1' * 300_000_000; print(runs.peak_memory())"
+    child = "from data.run.run import peak_memory; grown = b'1' * 300_000_000; print(peak_memory())"
     parent = f"import subprocess, sys; grown = b'1' * 2_000_000_000; print(subprocess.check_output([sys.executable, '-c', {child!r}], text=True))"
     assert .3 < float(python("-c", parent).stdout) < 1.5
 
@@ -315,10 +318,10 @@ def test_answers_stream_whole_characters(pipeline, monkeypatch):
 
 
 def test_a_write_is_whole_or_not_at_all(tmp_path):
-    runs.write(tmp_path / "a", "old")
+    checkpoint.write(tmp_path / "a", "old")
     with pytest.raises(OSError):
-        runs.write(tmp_path / "missing" / "a", "new")
-    runs.write(tmp_path / "a", "new", keep=tmp_path / "b")
+        checkpoint.write(tmp_path / "missing" / "a", "new")
+    checkpoint.write(tmp_path / "a", "new", keep=tmp_path / "b")
     assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_text() == "old"
 
 
@@ -336,7 +339,7 @@ def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path, mon
                                    for a, b in zip(found.parameters(), model.parameters()))
     trunk = gpt.load(out / "reward" / "ckpt.pt", gpt.ScalarGPT)[0].trunk
     assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), second.trunk.parameters()))  # steps of length 0
-    rows = [len(formats.read_comparisons(out / stage / "comparisons.jsonl")) for stage in ("reward", "reward-2")]
+    rows = [len(records.read_comparisons(out / stage / "comparisons.jsonl")) for stage in ("reward", "reward-2")]
     steps = [json.loads(line)["step"] for line in open(out / "reward-2" / "log.jsonl")]
     assert 0 < rows[1] <= 10 and len(steps) > -(-rows[1] // 4)  # more than the round's own: prompts that do not fit are left out
     policy, history = ppo.train(ppo.Config(steps=1, lr=0.0, batch=8, minibatches=2, prompts=40, test_prompts=24, **common))
@@ -347,7 +350,7 @@ def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path, mon
     assert results["round"] == 2 and list(results["seconds"]) == ["gpt", "sft", "reward", "ppo", "reward-2", "ppo-2"]
     assert results["sft"]["greedy"]["gold"] == before["sft"]["greedy"]["gold"] and results["kl"] != 0
     assert (out / "ppo-2" / "rounds.png").read_bytes().startswith(b"\x89PNG")
-    assert runs.newest_policy(out, "--ckpt") == out / "ppo-2" / "ckpt.pt"
+    assert start.newest_policy(out, "--ckpt") == out / "ppo-2" / "ckpt.pt"
     with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
         ppo.train(ppo.Config(**{**common, "round": 3}))
     with pytest.raises(UserError, match="ppo-3/ckpt.pt not found: run python ppo.py --round 3 first"):
@@ -358,9 +361,9 @@ def test_the_chats_marks_begin_as_newlines(pipeline):
     """Only in a model that comes from gpt.py, whose text has none of them."""
     base, tokenizer, about = gpt.load(pipeline[0] / "gpt" / "ckpt.pt")
     before = base.wte.weight.clone()
-    gpt.begin_chat(base, tokenizer, dict(stage="sft"))
+    start.begin_chat(base, tokenizer, dict(stage="sft"))
     assert torch.equal(base.wte.weight, before)
-    gpt.begin_chat(base, tokenizer, about)
+    start.begin_chat(base, tokenizer, about)
     marks, newline = [tokenizer.user, tokenizer.assistant], tokenizer.encode("\n")[0]
     assert torch.equal(base.wte.weight[marks], before[[newline, newline]])
     before[marks] = base.wte.weight[marks]
@@ -379,7 +382,7 @@ def test_several_reward_models_work_together(pipeline, tmp_path):
     assert not torch.equal(one.head.weight, other.head.weight)
     init = dict(init=str(out / "sft" / "ckpt.pt"), max_new_tokens=8)
     reward.train(reward.Config(out=str(tmp_path), active=",".join(paths), policy=init["init"], prompts=5, test_prompts=4, k=3, batch=4, **init))
-    assert len(formats.read_comparisons(tmp_path / "reward" / "comparisons.jsonl")) == 5
+    assert len(records.read_comparisons(tmp_path / "reward" / "comparisons.jsonl")) == 5
     _, history = ppo.train(ppo.Config(out=str(tmp_path), reward=",".join(paths), caution=1.0, steps=1, batch=8, minibatches=2, prompts=40, test_prompts=12, **init))
     assert history[0]["first_ratio"] == 1
     with pytest.raises(UserError, match="none.pt not found"):

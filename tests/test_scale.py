@@ -12,7 +12,7 @@ import gpt
 import ppo
 import reward
 import sft
-from data.runs import UserError
+from data.run.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -95,15 +95,6 @@ def test_computing_activations_again_leaves_every_stage_unchanged(whole, tmp_pat
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same(whole, tmp_path):
     assert_same(whole, recipe(tmp_path, compile=True), 1e-4)
-
-
-def test_memory_chooses_the_micro_batch(whole, tmp_path, capsys):
-    recipe(tmp_path, memory=.004)
-    out = capsys.readouterr().out
-    assert out.count("rows in memory at once") == 4
-    assert_same(whole, tmp_path)
-    with pytest.raises(UserError, match="--memory 0.0001 is too little: this stage takes at least"):
-        gpt.train(gpt.Config(out=str(tmp_path), memory=.0001, **STAGES["gpt"][1]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -29,7 +29,8 @@ NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 HUB = "https://huggingface.co/openai-community/{}/resolve/main/{}"
 # Our name of each part, and GPT-2's.
 PARTS = [("blocks.", "h."), ("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")]
-CHAT_TEMPLATE = ("{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
+CHAT_TEMPLATE = ("{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ "
+                 "message['content'] }}"
                  "{% else %}<|assistant|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
                  "{% if messages[-1]['role'] == 'user' %}<|assistant|>{% endif %}")
 
@@ -44,7 +45,7 @@ def is_conv1d(name):
     return name.startswith("blocks.") and name.endswith("weight") and ".ln_" not in name
 
 
-# ---- safetensors ----------------------------------------------------------------------------------
+# ---- safetensors ---------------------------------------------------------------------------------
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -61,7 +62,8 @@ def read_safetensors(path):
         dtype, (low, high) = TYPES[about["dtype"]], about["data_offsets"]
         if start + high > len(content):
             raise ValueError(f"{name} is cut")
-        tensors[name] = torch.frombuffer(content, dtype=dtype, count=(high - low) // dtype.itemsize, offset=start + low).view(about["shape"])
+        tensors[name] = torch.frombuffer(content, dtype=dtype, count=(high - low) // dtype.itemsize,
+                                         offset=start + low).view(about["shape"])
     return tensors
 
 
@@ -70,14 +72,16 @@ def write_safetensors(path, tensors):
     header, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
     for name, tensor in tensors.items():
         parts.append(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[at, at := at + len(parts[-1])])
+        header[name] = dict(dtype="F32", shape=list(tensor.shape),
+                            data_offsets=[at, at := at + len(parts[-1])])
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)  # the numbers begin at a multiple of 8
     write(path, struct.pack("<Q", len(head)) + head + b"".join(parts))
 
 
 # What GPT-2's configuration may say, as this code has nothing else.
-KNOWN = dict(activation_function=("gelu_new", "gelu_pytorch_tanh"), layer_norm_epsilon=(1e-5,), tie_word_embeddings=(True,), scale_attn_weights=(True,),
+KNOWN = dict(activation_function=("gelu_new", "gelu_pytorch_tanh"), layer_norm_epsilon=(1e-5,),
+             tie_word_embeddings=(True,), scale_attn_weights=(True,),
              scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,))
 
 
@@ -86,7 +90,7 @@ def holds(path):
     return str(path) in NAMES or Path(path).is_dir()
 
 
-# ---- in -------------------------------------------------------------------------------------------
+# ---- in ------------------------------------------------------------------------------------------
 
 
 def download(name):
@@ -98,28 +102,35 @@ def download(name):
             try:
                 download_url_to_file(HUB.format(name, file), str(folder / file))
             except OSError as error:  # no network, no such host, a refused connection
-                raise UserError(f"{name} can not be downloaded ({getattr(error, 'reason', error)}): get {HUB.format(name, file)} and the files "
-                                "beside it by other means, put them in a folder, and name that") from None
+                raise UserError(f"{name} cannot be downloaded "
+                                f"({getattr(error, 'reason', error)}): get "
+                                f"{HUB.format(name, file)} and the files beside it by "
+                                "other means, put them in a folder, and name that") from None
     return folder
 
 
 def read_ranks(folder):
     """The vocabulary of a folder -> {token bytes: id}, without our special tokens."""
-    found = [folder / file for file in ("tokenizer.json", "vocab.json", "encoder.json") if (folder / file).exists()]
+    found = [folder / file for file in ("tokenizer.json", "vocab.json", "encoder.json")
+             if (folder / file).exists()]
     if not found:
         raise UserError(f"{folder} holds no vocab.json or encoder.json: put GPT-2's there")
     vocab = json.loads(found[0].read_text())
     vocab = vocab["model"]["vocab"] if found[0].name == "tokenizer.json" else vocab
-    # GPT-2 writes bytes as letters: those that can be printed as themselves, the others as the letters from 256 on.
+    # GPT-2 writes bytes as letters: those that can be printed as themselves, the others as the
+    # letters from 256 on.
     letters = {letter: byte for byte, letter in enumerate(byte_letters())}
-    ranks = {bytes(letters.get(c, 0) for c in token): i for token, i in sorted(vocab.items(), key=lambda x: x[1]) if token not in SPECIALS}
+    ranks = {bytes(letters.get(c, 0) for c in token): i
+             for token, i in sorted(vocab.items(), key=lambda x: x[1]) if token not in SPECIALS}
     if list(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{found[0]} does not number its {len(vocab)} tokens from 0 on: it is not GPT-2's vocabulary")
+        raise UserError(f"{found[0]} does not number its {len(vocab)} tokens from 0 on: it is not "
+                        "GPT-2's vocabulary")
     return ranks
 
 
 def byte_letters():
-    """The 256 letters in which GPT-2's vocabulary writes bytes (Radford et al. 2019, their code)."""
+    """The 256 letters in which GPT-2's vocabulary writes bytes (Radford et al. 2019, their code).
+    """
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printed else next(others)) for byte in range(256)]
@@ -218,11 +229,13 @@ def _unfold(trunk, w, before):
     return {f"trunk.{name}": tensor for name, tensor in trunk.items()} | head
 
 
-# ---- out ------------------------------------------------------------------------------------------
+# ---- out -----------------------------------------------------------------------------------------
 
 
 def folded(ln_f, w, b):
-    """The bias of the last LayerNorm with the head's bias b in it, along the head's weight w (1, C)."""
+    """The bias of the last LayerNorm with the head's bias b in it, along the head's weight w (1,
+    C).
+    """
     return ln_f + b * w[0] / w.square().sum()
 
 
@@ -256,20 +269,30 @@ def export(state, config, tokenizer, scalar, folder):
 
 
 def write_tokenizer(folder, tokenizer, block_size):
-    """tokenizer.json and tokenizer_config.json, with a chat template that renders as Tokenizer.render does.
+    """tokenizer.json and tokenizer_config.json, with a chat template that renders as
+    Tokenizer.render does.
 
-    tiktoken joins any two neighbours that make a token, the one of the lowest rank first; `tokenizers` wants the pairs listed.
+    tiktoken joins any two neighbours that make a token, the one of the lowest rank first;
+    `tokenizers` wants the pairs listed.
     """
     letters = byte_letters()
     written = {token: "".join(letters[byte] for byte in token) for token in tokenizer.ranks}
-    merges = [[written[token[:i]], written[token[i:]]] for token in tokenizer.ranks for i in range(1, len(token))
+    merges = [[written[token[:i]], written[token[i:]]] for token in tokenizer.ranks
+              for i in range(1, len(token))
               if token[:i] in tokenizer.ranks and token[i:] in tokenizer.ranks]
     specials = {name: len(tokenizer.ranks) + i for i, name in enumerate(SPECIALS)}
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=True)
-    added = [dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for name, i in specials.items()]
-    model = dict(type="BPE", vocab={written[token]: i for token, i in tokenizer.ranks.items()}, merges=merges)
-    write(folder / "tokenizer.json", json.dumps(dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None,
-                                                          pre_tokenizer=level, post_processor=None, decoder=level, model=model), ensure_ascii=False))
+    added = [dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False,
+                  normalized=False, special=True) for name, i in specials.items()]
+    model = dict(type="BPE", vocab={written[token]: i for token, i in tokenizer.ranks.items()},
+                 merges=merges)
+    write(folder / "tokenizer.json", json.dumps(dict(version="1.0", truncation=None, padding=None,
+                                                     added_tokens=added, normalizer=None,
+                                                          pre_tokenizer=level, post_processor=None,
+                                                     decoder=level, model=model),
+                                                ensure_ascii=False))
     write(folder / "tokenizer_config.json", json.dumps(dict(
-        tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size, clean_up_tokenization_spaces=False, eos_token="<|end|>",
+        tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size,
+                                                            clean_up_tokenization_spaces=False,
+                                                            eos_token="<|end|>",
         pad_token="<|pad|>", chat_template=CHAT_TEMPLATE), indent=1))

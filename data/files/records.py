@@ -1,26 +1,31 @@
-"""Files in, records out; what can not be used is named with its file and line.
+"""Files in, records out; what cannot be used is named with its file and line.
 
-Pretraining text is UTF-8, documents separated by blank lines. Everything else is JSON lines, of our own format:
+Pretraining text is UTF-8, documents separated by blank lines. Everything else is JSON lines, of our
+own format:
 
-    prompts         {"prompt": "Hello!"}  or  {"prompt": [{"role": "user", "content": "Hello!"}, ...]}
+    prompts         {"prompt": "Hello!"}  or  {"prompt": [{"role": "user", "content": "Hello!"},
+    ...]}
     demonstrations  a prompt and "response" (or "completion")
-    comparisons     a prompt, "responses" (2 to 9 answers) and "ranks" (1 is best, equal ranks are ties);
+    comparisons     a prompt, "responses" (2 to 9 answers) and "ranks" (1 is best, equal ranks are
+    ties);
                     or a prompt, "chosen" and "rejected";
-                    or a prompt, "response" and "verdict": a prompt's "good" answers rank above its "bad" ones
+                    or a prompt, "response" and "verdict": a prompt's "good" answers rank above its
+                    "bad" ones
 
-or of one that others publish, which `FORMATS` recognises by the first record. The file may also be one JSON array, parquet
-(if pyarrow is installed), or compressed (.gz).
+or of one that others publish, which data/files/foreign.py recognises by the first record. The file
+may also be one JSON array, parquet (if pyarrow is installed), or compressed (.gz).
 
-`--data` takes a file, a folder of them, or several with commas between. A line that can not be used is named and left out,
-but if they are more than one in a hundred, the file is refused. A last line that was cut in the middle is set aside.
+`--data` takes a file, a folder of them, or several with commas between. A line that cannot be used
+is named and left out, but if they are more than one in a hundred, the file is refused. A last line
+that was cut in the middle is set aside.
 """
 
 import gzip
 import json
-import re
 import zlib
 from pathlib import Path
 
+from data.files.foreign import OURS, recognise, text_field
 from data.run.checkpoint import write
 from data.run.cli import UserError
 from data.world import almanac
@@ -29,16 +34,21 @@ LONGEST_LINE = 1_000_000  # bytes: no conversation
 
 
 def read_text(path):
-    """Documents of text files: list of str. Of files with records, the messages and the answer of each are a document."""
+    """Documents of text files: list of str.
+
+    Of files with records, the messages and the answer of each are a document.
+    """
     return [document for file in _files(path) for document in _documents(file)]
 
 
 def _documents(path):
     if _suffix(path) in ENDINGS:
         def fields(record):
-            return {"response": _text(record, _answer(record)) if _answer(record) in record else ""}
+            return {"response": text_field(record, _answer_name(record))
+                    if _answer_name(record) in record else ""}
         records = [record for _, record in _read(path, fields)]
-        return ["\n".join([m["content"] for m in r["prompt"]] + [r["response"]]).strip() for r in records]
+        return ["\n".join([m["content"] for m in r["prompt"]] + [r["response"]]).strip()
+                for r in records]
     content = _bytes(path)
     try:
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
@@ -58,33 +68,40 @@ def read_prompts(path):
 
 def read_questions(path):
     """Prompts, and the `responses` of those that have any: what a person can be asked to rank."""
-    return [record for _, record in _read(path, lambda record: _responses(record) if "responses" in record else {})]
+    return [record for _, record in _read(path, lambda record: _responses(record)
+                                          if "responses" in record else {})]
 
 
 def read_demonstrations(path):
-    """Prompts with a `response` (str), of a pair the chosen one. Rankings and answers that somebody called bad are passed over."""
+    """Prompts with a `response` (str), of a pair the chosen one.
+
+    Rankings and answers that somebody called bad are passed over.
+    """
     def fields(record):
         if "responses" in record and "response" not in record or record.get("verdict") == "bad":
             return None
-        return {"response": _text(record, _answer(record))}
+        return {"response": text_field(record, _answer_name(record))}
     return [record for _, record in _read(path, fields)]
 
 
 def read_comparisons(path):
     """Prompts with `responses` (list of str) and `ranks` (list of int, 1 is best).
 
-    Of two rankings that one labeler gave to the same answers, the later counts, and the earlier is named. Good and bad
-    answers to a prompt become one comparison; those without a counterpart are counted.
+    Of two rankings that one labeler gave to the same answers, the later counts, and the earlier is
+    named. Good and bad answers to a prompt become one comparison; those without a counterpart are
+    counted.
     """
     records, by_prompt = {}, {}
     for place, record in _read(path, _comparison):
         who, prompt = record.pop("labeler", None), json.dumps(record["prompt"])
         if verdict := record.pop("verdict", None):
-            by_prompt.setdefault(prompt, (record, {}))[1][record.pop("response")] = 1 if verdict == "good" else 2
+            response, rank = record.pop("response"), 1 if verdict == "good" else 2
+            by_prompt.setdefault(prompt, (record, {}))[1][response] = rank
             continue
         key = (who, prompt, *sorted(record["responses"])) if who else place
         if key in records:
-            print(f"{records[key][0]}: {who} ranked the same answers again in {place}: the later counts")
+            print(f"{records[key][0]}: {who} ranked the same answers again in {place}: the later "
+                  "counts")
         records[key] = place, record
     found, alone = [record for _, record in records.values()], 0
     for record, answers in by_prompt.values():
@@ -94,15 +111,19 @@ def read_comparisons(path):
         else:
             alone += len(answers)
     if alone:
-        print(f"{path}: {alone} answers called good or bad have no counterpart to the same prompt, and so make no comparison")
+        print(f"{path}: {alone} answers called good or bad have no counterpart to the same prompt, "
+              "and so make no comparison")
     if not found:
         raise UserError(f"{path} holds no comparison: rank answers with python reward.py --label")
     return found
 
 
 def split(records):
-    """Every twentieth prompt is held out with all its records -> (training records, held-out records). A single prompt serves as both."""
-    prompts = [json.dumps(r if isinstance(r, str) else r["prompt"]) for r in records]  # of a text, the text itself
+    """Every twentieth prompt is held out with all its records -> (training records, held-out
+    records). A single prompt serves as both.
+    """
+    # of a text, the text itself
+    prompts = [json.dumps(r if isinstance(r, str) else r["prompt"]) for r in records]
     kept = set(list(dict.fromkeys(prompts))[::20])
     held_out = [r for r, prompt in zip(records, prompts) if prompt in kept]
     return [r for r, prompt in zip(records, prompts) if prompt not in kept] or held_out, held_out
@@ -113,7 +134,7 @@ def write_jsonl(path, records):
     write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-# ---- files ----------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 ENDINGS = (".jsonl", ".json", ".parquet")
 
@@ -128,7 +149,8 @@ def _files(paths):
     """"file,folder" -> the files."""
     found = []
     for part in str(paths).split(","):
-        found += [p for p in sorted(Path(part).iterdir()) if _suffix(p) in (*ENDINGS, ".txt")] or [part] if Path(part).is_dir() else [part]
+        found += [p for p in sorted(Path(part).iterdir())
+                  if _suffix(p) in (*ENDINGS, ".txt")] or [part] if Path(part).is_dir() else [part]
     return found
 
 
@@ -137,13 +159,15 @@ def _bytes(path):
         content = Path(path).read_bytes()
         return gzip.decompress(content) if Path(path).suffix == ".gz" else content
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} can not be unpacked ({error}): download it again") from None
+        raise UserError(f"{path} cannot be unpacked ({error}): download it again") from None
     except OSError as error:
-        raise UserError(f"{path} can not be read ({error.strerror}): check --data") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}): check --data") from None
 
 
 def _rows(path):
-    """The records of a file: yields (place, dict or the bytes of a line, whether it is a last line that was cut)."""
+    """The records of a file: yields (place, dict or the bytes of a line, whether it is a last line
+    that was cut).
+    """
     if _suffix(path) == ".parquet":
         try:
             import pyarrow.parquet
@@ -151,7 +175,8 @@ def _rows(path):
         except ImportError:
             raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} can not be read ({str(error).splitlines()[0][:80]}): check --data") from None
+            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:80]}): check "
+                            "--data") from None
         yield from ((f"{path}, row {n}", row, False) for n, row in enumerate(rows, start=1))
         return
     content = _bytes(path).removeprefix(b"\xef\xbb\xbf")
@@ -171,8 +196,8 @@ def _rows(path):
 def _read(paths, fields):
     """Read records: list of ("file, line n", record).
 
-    fields(record) -> dict of the checked fields beside the prompt, None to pass the record over; it raises ValueError
-    with what is wrong.
+    fields(record) -> dict of the checked fields beside the prompt, None to pass the record over; it
+    raises ValueError with what is wrong.
     """
     found, broken, lines = [], [], 0
     for path in _files(paths):
@@ -196,14 +221,16 @@ def _read(paths, fields):
                 elif isinstance(error, UnicodeEncodeError):
                     broken.append(f"{place}: half of a surrogate pair, which is no text")
                 else:
-                    broken.append(f"{place}: {error}" if isinstance(error, ValueError) else f"{place}: a field is not what it should be ({error})")
+                    broken.append(f"{place}: {error}" if isinstance(error, ValueError)
+                                  else f"{place}: a field is not what it should be ({error})")
     if len(broken) > .01 * lines:
         more = f" (and {len(broken) - 1} more such lines)" if len(broken) > 1 else ""
         raise UserError(f"{broken[0]}{more}: mend or remove the line")
     for sentence in broken:
         print(f"{sentence}: left out")
     if not found:
-        raise UserError(f"{paths} " + ("holds no record of the kind that is needed here" if lines else "is empty") + ": give it at least one JSON line")
+        raise UserError(f"{paths} " + ("holds no record of the kind that is needed here" if lines
+                                       else "is empty") + ": give it at least one JSON line")
     return found
 
 
@@ -226,151 +253,53 @@ def _checked(record, fields):
     return None if checked is None else {"prompt": _messages(record), **about, **checked}
 
 
-# ---- other people's formats -----------------------------------------------------------------------
-
-OURS = "prompts and answers in our own format"
+# ---- fields --------------------------------------------------------------------------------------
 
 
-def recognise(record):
-    """A record of any known format -> (the format's name, the record in ours)."""
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    for name, (fits, convert) in FORMATS.items():
-        if fits(record):
-            return name, convert(record)
-    return OURS, record
-
-
-def _has(**fields):
-    """Whether a record has these fields, of these types."""
-    return lambda record: all(isinstance(record.get(name), kind) for name, kind in fields.items())
-
-
-def _transcript(text):
-    """"\n\nHuman: Hi\n\nAssistant: Hello" -> messages."""
-    parts = re.split(r"\n\n(Human|Assistant):", text)
-    return [{"role": "user" if who == "Human" else "assistant", "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2])]
-
-
-def _conversation(messages):
-    """Messages with roles system, user, assistant -> ours: what the system says begins the next user's message."""
-    found, system = [], ""
-    for m in messages:
-        if not isinstance(m, dict) or m.get("role") not in ("system", "user", "assistant") or not isinstance(m.get("content"), str):
-            raise ValueError('a message must be {"role": "system", "user" or "assistant", "content": text}')
-        if m["role"] == "system":
-            system = m["content"] + "\n\n"
-        else:
-            found.append({"role": m["role"], "content": (system if m["role"] == "user" else "") + m["content"]})
-            system = system if m["role"] == "assistant" else ""
-    return found
-
-
-def _answered(messages):
-    """A conversation -> its prompt, and its last answer if there is one."""
-    if messages and messages[-1]["role"] == "assistant":
-        return dict(prompt=messages[:-1], response=messages[-1]["content"])
-    return dict(prompt=messages)
-
-
-def _pair(chosen, rejected):
-    """Two conversations that differ in their last answer -> a comparison."""
-    one, other = _answered(chosen), _answered(rejected)
-    if one["prompt"] != other["prompt"] or "response" not in one or "response" not in other:
-        raise ValueError("the two conversations must differ in their last answer, and nowhere else")
-    return dict(prompt=one["prompt"], chosen=one["response"], rejected=other["response"])
-
-
-def _post(about):
-    where = f"SUBREDDIT: r/{about['subreddit']}\n\n" if about.get("subreddit") else ""
-    return f"{where}TITLE: {about.get('title') or ''}\n\nPOST: {about.get('post') or about.get('article') or ''}\n\nTL;DR:"
-
-
-def _summaries(record):
-    texts = [_text(summary, "text").strip() for summary in record["summaries"]]
-    if len(texts) != 2 or record["choice"] not in (0, 1):
-        raise ValueError('"summaries" must be two, and "choice" 0 or 1')
-    return dict(prompt=_post(record["info"]), chosen=texts[record["choice"]], rejected=texts[1 - record["choice"]])
-
-
-def _instruction(record):
-    prompt = "\n\n".join(text for text in (record["instruction"], record.get("input")) if text)
-    pair = {name: record[name] for name in ("chosen", "rejected") if name in record}
-    return dict(prompt=prompt, response=record["output"], **pair)
-
-
-def _turns(record, name):
-    """A field of TRL's: a text, or a list of messages of which the prompt is no part."""
-    value = record[name]
-    if isinstance(value, str):
-        return value
-    if len(messages := _conversation(value)) != 1 or messages[0]["role"] != "assistant":
-        raise ValueError(f'"{name}" must be one message of the assistant')
-    return messages[0]["content"]
-
-
-def _trl(record):
-    return dict(prompt=_conversation(record["prompt"]),
-                **{name: _turns(record, name) for name in ("completion", "chosen", "rejected") if name in record})
-
-
-# Whether a record is of a format, and how it becomes one of ours. The first that fits counts.
-FORMATS = {
-    "transcripts of two assistants (Anthropic HH-RLHF)": (lambda r: "\n\nHuman:" in str(r.get("chosen"))[:10],
-                                                          lambda r: _pair(_transcript(r["chosen"]), _transcript(str(r.get("rejected"))))),
-    "instructions (Alpaca)": (_has(instruction=str, output=str), _instruction),
-    "comparisons of summaries (OpenAI TL;DR)": (_has(info=dict, summaries=list, choice=int), _summaries),
-    "posts and summaries (OpenAI TL;DR)": (_has(post=str, summary=str), lambda r: dict(prompt=_post(r), response=r["summary"].strip())),
-    "conversations (OpenAI chat)": (_has(messages=list), lambda r: _answered(_conversation(r["messages"]))),
-    "prompts and preferences (TRL)": (_has(prompt=list, chosen=list, rejected=list), _trl),
-    "prompts and completions (TRL)": (_has(prompt=list, completion=list), _trl),
-    "preferred conversations (TRL)": (_has(chosen=list, rejected=list), lambda r: _pair(_conversation(r["chosen"]), _conversation(r["rejected"]))),
-}
-
-
-# ---- fields ---------------------------------------------------------------------------------------
-
-
-def _answer(record):
+def _answer_name(record):
     """The field that holds the answer to learn."""
-    return next((name for name in ("response", "completion", "chosen") if name in record), "response")
-
-
-def _text(record, name):
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f'"{name}" must be a text that is not empty')
-    return value
+    return next((name for name in ("response", "completion", "chosen") if name in record),
+                "response")
 
 
 def _messages(record):
     prompt = record.get("prompt")
     if isinstance(prompt, str) and prompt.strip():
         return [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list) and prompt and all(isinstance(m, dict) and m.get("role") in ("user", "assistant")
-                                                   and isinstance(m.get("content"), str) for m in prompt):
+    if isinstance(prompt, list) and prompt and all(isinstance(m, dict)
+                                                   and m.get("role") in ("user", "assistant")
+                                                   and isinstance(m.get("content"), str)
+                                                   for m in prompt):
         if prompt[-1]["role"] != "user":
             raise ValueError('the last message of "prompt" must be the user\'s')
         return [{"role": m["role"], "content": m["content"]} for m in prompt]
-    raise ValueError('"prompt" must be a text or a list of {"role": "user" or "assistant", "content": text}')
+    raise ValueError('"prompt" must be a text or a list of {"role": "user" or "assistant", '
+                     '"content": text}')
 
 
 def _responses(record):
     responses = record.get("responses")
-    if not isinstance(responses, list) or not 2 <= len(responses) <= 9 or not all(isinstance(r, str) for r in responses):
-        raise ValueError('"responses" must be a list of 2 to 9 texts (or give "chosen" and "rejected")')
+    if not isinstance(responses,
+                      list) or not 2 <= len(responses) <= 9 or not all(isinstance(r, str)
+                                                                       for r in responses):
+        raise ValueError('"responses" must be a list of 2 to 9 texts (or give "chosen" and '
+                         '"rejected")')
     return {"responses": responses}
 
 
 def _comparison(record):
     who = {"labeler": str(record["labeler"])} if "labeler" in record else {}
     if "chosen" in record:
-        return {"responses": [_text(record, "chosen"), _text(record, "rejected")], "ranks": [1, 2], **who}
+        return {"responses": [text_field(record, "chosen"), text_field(record, "rejected")],
+                "ranks": [1, 2], **who}
     if "verdict" in record:
         if record["verdict"] not in ("good", "bad"):
             raise ValueError('"verdict" must be "good" or "bad"')
-        return {"response": _text(record, "response"), "verdict": record["verdict"]}
+        return {"response": text_field(record, "response"), "verdict": record["verdict"]}
     responses, ranks = _responses(record)["responses"], record.get("ranks")
-    if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(r) is int and r >= 1 for r in ranks):
-        raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for the best')
+    if not isinstance(ranks,
+                      list) or len(ranks) != len(responses) or not all(type(r) is int and r >= 1
+                                                                       for r in ranks):
+        raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for '
+                         'the best')
     return {"responses": responses, "ranks": ranks, **who}

@@ -1,4 +1,5 @@
-"""Many prompts at once: what models answer, and what the labeler and the reward model make of it."""
+"""Many prompts at once: what models answer, and what the labeler and the reward model make of it.
+"""
 
 import math
 
@@ -67,7 +68,8 @@ def summary(prompts, judgements, lengths, ended):
     by_kind = {}
     for kind in sorted({p["kind"] for p in prompts}):
         at = [i for i, p in enumerate(prompts) if p["kind"] == kind]
-        by_kind[kind] = _figures(*[[found[i] for i in at] for found in (judgements, lengths, ended)])
+        by_kind[kind] = _figures(*[[found[i] for i in at]
+                                   for found in (judgements, lengths, ended)])
     return dict(_figures(judgements, lengths, ended), **rates, by_kind=by_kind)
 
 
@@ -75,7 +77,8 @@ def summary(prompts, judgements, lengths, ended):
 
 
 def batched(model, prompts, responses, tokenizer):
-    """Prompts and responses (id lists) in batches: yields idx (B, T), lengths (B,), mask (B, T-1)."""
+    """Prompts and responses (id lists) in batches: yields idx (B, T), lengths (B,), mask (B, T-1).
+    """
     device = next(model.parameters()).device
     size = min(128, gpt.rows_at_once(model.config, model.config.block_size))
     for first in range(0, len(prompts), size):

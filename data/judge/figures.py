@@ -1,4 +1,7 @@
-"""Numbers about numbers and texts: intervals, win rates, BLEU, ROUGE, tables. No model is needed."""
+"""Numbers about numbers and texts: intervals, win rates, BLEU, ROUGE, tables.
+
+No model is needed.
+"""
 
 import html
 import json

@@ -1,4 +1,5 @@
-"""Evaluation that a sceptic believes: `python ppo.py --eval` judges all models of a run on the same held-out prompts.
+"""Evaluation that a sceptic believes: `python ppo.py --eval` judges all models of a run on the same
+held-out prompts.
 
     out/report.md            the tables, the pictures, and samples: best, worst, random
     out/eval/results.json    every number with its n; means with their 95% interval
@@ -8,8 +9,8 @@ and of several pipelines, `--out out/1,out/2,out/3`, each so, and then over them
 
     out/1/eval/seeds.md      the README's table: the mean over the pipelines and its 95% interval
 
-Each model is sampled from the same seed, and each interval is drawn from the same seed, so the order of the models changes
-nothing. Intervals are from a bootstrap over prompts (Efron 1979).
+Each model is sampled from the same seed, and each interval is drawn from the same seed, so the
+order of the models changes nothing. Intervals are from a bootstrap over prompts (Efron 1979).
 """
 
 import dataclasses
@@ -26,123 +27,167 @@ import numpy as np
 import torch
 
 import gpt
-from data import almanac, feedback, formats, labeler, metrics, runs
-from data.metrics import interval
-from data.metrics import markdown as table
-from data.runs import UserError
+from data import sampling, start
+from data.files import records
+from data.judge import answers as judging
+from data.judge import figures
+from data.judge.figures import cell, interval, over_seeds
+from data.judge.figures import markdown as table
+from data.people import feedback
+from data.run.checkpoint import write, write_figure
+from data.run.cli import UserError
+from data.run.run import choose_device, setup
+from data.world import almanac, labeler
 
-# ---- models and their answers ---------------------------------------------------------------------
+# ---- models and their answers --------------------------------------------------------------------
 
 
 def load_models(cfg):
-    """{name: GPT} of a run: base, SFT, the policy of each round, and those named by --policies; and their tokenizer."""
+    """{name: GPT} of a run: base, SFT, the policy of each round, and those named by --policies; and
+    their tokenizer.
+    """
     out = Path(cfg.out)
     paths = {"base": out / "gpt" / "ckpt.pt", "sft": Path(cfg.init or out / "sft" / "ckpt.pt")}
-    paths |= {path.parent.name: path for path in sorted(out.glob("ppo*/ckpt.pt"), key=lambda path: (len(path.parent.name), path))}
+    paths |= {path.parent.name: path
+              for path in sorted(out.glob("ppo*/ckpt.pt"),
+                                 key=lambda path: (len(path.parent.name), path))}
     for part in filter(None, cfg.policies.replace("{out}", str(out)).split(",")):
         name, _, path = part.partition("=")
         if not path or name in paths:
-            raise UserError(f"--policies {part}: write name=checkpoint, each name once and none of {', '.join(paths)}")
+            raise UserError(f"--policies {part}: write name=checkpoint, each name once and none of "
+                            f"{', '.join(paths)}")
         paths[name] = path
     if not paths["base"].exists():
         del paths["base"]
-    loaded = {name: gpt.load(path, gpt.GPT, runs.choose_device(cfg.device), runs.hint("sft") if name == "sft" else "") for name, path in paths.items()}
+    loaded = {name: gpt.load(path, gpt.GPT, choose_device(cfg.device), start.hint("sft")
+                             if name == "sft" else "") for name, path in paths.items()}
     tokenizer = loaded["sft"][1]
     for name, (model, other, _) in loaded.items():
         if other != tokenizer:
-            raise UserError(f"{paths[name]} has another tokenizer than {paths['sft']}: its answers can not be compared")
+            raise UserError(f"{paths[name]} has another tokenizer than {paths['sft']}: its answers "
+                            "cannot be compared")
     if len(loaded) < 2:
-        raise UserError(f"{out} holds one model only: run python ppo.py first, or name others with --policies")
+        raise UserError(f"{out} holds one model only: run python ppo.py first, or name others with "
+                        "--policies")
     return {name: model for name, (model, _, _) in loaded.items()}, tokenizer
 
 
-class Answers:
-    """What one model, or a list of texts in a model's place, says to the held-out prompts, and what the labeler thinks of it."""
+class Judged:
+    """What one model, or a list of texts in a model's place, says to the held-out prompts, and what
+    the labeler thinks of it.
+    """
 
     def __init__(self, prompts, texts, ids=None):
         self.texts = texts
-        self.judgements = metrics.judge_all(prompts, texts)
-        self.length = np.array([len(row) for row in ids] if ids else [len(text.split()) for text in texts], float)
+        self.judgements = judging.judge_all(prompts, texts)
+        self.length = np.array([len(row) for row in ids] if ids
+                               else [len(text.split()) for text in texts], float)
         self.gold = np.array([j.gold for j in self.judgements])
 
 
 def sample(model, tokenizer, prompts, cfg, temperature, copies=1):
     """The same seed for every model -> answers as lists of ids."""
     torch.manual_seed(cfg.seed)
-    return gpt.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature, copies)
+    return sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature, copies)
 
 
-# ---- the parts of the report ----------------------------------------------------------------------
+# ---- the parts of the report ---------------------------------------------------------------------
 
 
 def criteria(prompts, answers):
-    """Of one model: each criterion and gold, over all prompts and by kind; and how often each criterion fails alone."""
+    """Of one model: each criterion and gold, over all prompts and by kind; and how often each
+    criterion fails alone.
+    """
     kinds = np.array([p["kind"] for p in prompts])
-    scores = {name: np.array([getattr(j, name) for j in answers.judgements]) for name in ("gold", *metrics.CRITERIA)}
+    scores = {name: np.array([getattr(j, name) for j in answers.judgements])
+              for name in ("gold", *judging.CRITERIA)}
     rows = {kind: kinds == kind for kind in sorted(set(kinds))}
-    fails = {name: scores[name] < 0 for name in metrics.CRITERIA}
+    fails = {name: scores[name] < 0 for name in judging.CRITERIA}
     failures = sum(fails.values())
-    flags = {name: np.array(values) for name, values in metrics.flags(prompts, answers.judgements).items()}
+    flags = {name: np.array(values)
+             for name, values in judging.flags(prompts, answers.judgements).items()}
     return dict({name: interval(values) for name, values in scores.items()},
                 rates={name: interval(values[~np.isnan(values)]) for name, values in flags.items()},
-                by_kind={kind: {name: interval(values[at]) for name, values in scores.items()} for kind, at in rows.items()},
+                by_kind={kind: {name: interval(values[at]) for name, values in scores.items()}
+                         for kind, at in rows.items()},
                 fails={name: interval(found) for name, found in fails.items()},
-                fails_alone={name: interval(found & (failures == 1)) for name, found in fails.items()})
+                fails_alone={name: interval(found & (failures == 1))
+                             for name, found in fails.items()})
 
 
-def words(answers, references):
+def text_metrics(answers, references):
     """Of one model: its answers against reference answers, how varied they are, and how long."""
-    rouge = [metrics.rouge(a, r) for a, r in zip(answers.texts, references)]
-    return dict(bleu=metrics.bleu_interval(answers.texts, references), length=interval(answers.length),
+    rouge = [figures.rouge(a, r) for a, r in zip(answers.texts, references)]
+    return dict(bleu=figures.bleu_interval(answers.texts, references),
+                length=interval(answers.length),
                 **{name: interval([r[name] for r in rouge]) for name in rouge[0]},
-                **{f"distinct{n}": dict(mean=metrics.distinct(answers.texts, n), n=len(answers.texts)) for n in (1, 2)})
+                **{f"distinct{n}": dict(mean=figures.distinct(answers.texts, n),
+                                        n=len(answers.texts)) for n in (1, 2)})
 
 
 def perplexity(model, tokenizer, documents):
-    """Of held-out pretraining text: per token, and per byte, which compares models of different tokenizers."""
+    """Of held-out pretraining text: per token, and per byte, which compares models of different
+    tokenizers.
+    """
     ids = gpt.one_stream(documents, tokenizer, next(model.parameters()).device)
     nats = gpt.evaluate(model, ids)
     size = sum(len(d.encode()) for d in documents)
-    return dict(per_token=dict(mean=float(np.exp(nats)), n=len(ids)), per_byte=dict(mean=float(np.exp(nats * len(ids) / size)), n=size))
+    return dict(per_token=dict(mean=float(np.exp(nats)), n=len(ids)),
+                per_byte=dict(mean=float(np.exp(nats * len(ids) / size)), n=size))
 
 
-def duel(one, other):
-    """How often the labeler prefers one model's answers: wins, ties counted half, with and without control for length."""
+def win_rate(one, other):
+    """How often the labeler prefers one model's answers: wins, ties counted half, with and without
+    control for length.
+    """
     wins = np.where(one.gold == other.gold, .5, one.gold > other.gold)
-    return dict(wins=interval(wins), ties=interval(wins == .5), controlled=metrics.length_controlled(wins, one.length - other.length))
+    return dict(wins=interval(wins), ties=interval(wins == .5),
+                controlled=figures.length_controlled(wins, one.length - other.length))
 
 
-def judge_of_judges(reward, scale, model, tokenizer, prompts, cfg, k=4):
-    """The reward model on k answers of one model to each prompt: is it right, is it sure, does it like long answers?
+def evaluate_reward_model(reward, scale, model, tokenizer, prompts, cfg, k=4):
+    """The reward model on k answers of one model to each prompt: is it right, is it sure, does it
+    like long answers?
 
-    The truth of a pair is the share of noisy labelers who prefer its first answer, sigmoid(decisiveness * gap in gold).
-    scale: the reward model's scores times it are the log-odds that it was trained on. None if no two answers differ in gold.
+    The truth of a pair is the share of noisy labelers who prefer its first answer,
+    sigmoid(decisiveness * gap in gold). scale: the reward model's scores times it are the log-odds
+    that it was trained on. None if no two answers differ in gold.
     """
     ids = sample(model, tokenizer, prompts, cfg, cfg.temperature, k)
     asked = [p for p in prompts for _ in range(k)]
-    gold = np.array([j.gold for j in metrics.judge_all(asked, [tokenizer.decode(row) for row in ids])])
-    scores = np.array(metrics.scores(reward, asked, ids, tokenizer, cfg.missing_eos_score))
+    gold = np.array([j.gold
+                     for j in judging.judge_all(asked, [tokenizer.decode(row) for row in ids])])
+    scores = np.array(judging.scores(reward, asked, ids, tokenizer, cfg.missing_eos_penalty))
     length = np.array([len(row) for row in ids], float)
-    pairs = np.array([(n * k + i, n * k + j) for n in range(len(prompts)) for i in range(k) for j in range(i) if gold[n * k + i] != gold[n * k + j]])
+    pairs = np.array([(n * k + i, n * k + j) for n in range(len(prompts)) for i in range(k)
+                      for j in range(i) if gold[n * k + i] != gold[n * k + j]])
     if not len(pairs):
         return None  # all answers are equally good: there is nothing to judge
-    better, worse = np.where((gold[pairs[:, 0]] > gold[pairs[:, 1]])[:, None], pairs, pairs[:, ::-1]).T
+    better, worse = np.where((gold[pairs[:, 0]] > gold[pairs[:, 1]])[:, None], pairs,
+                             pairs[:, ::-1]).T
     gap, lead = gold[better] - gold[worse], scores[better] - scores[worse]
     right = (lead > 0) + .5 * (lead == 0)
     kinds, prompt = np.array([p["kind"] for p in asked])[better], better // k
-    sides = np.random.default_rng(0).choice([-1, 1], len(gap))  # which answer comes first means nothing
+    # which answer comes first means nothing
+    sides = np.random.default_rng(0).choice([-1, 1], len(gap))
     said, truth = [1 / (1 + np.exp(-sides * x)) for x in (scale * lead, labeler.DECISIVENESS * gap)]
     bins = np.minimum((said * 10).astype(int), 9)
-    curve = [dict(said=said[bins == b].mean(), truth=truth[bins == b].mean(), n=int((bins == b).sum())) for b in sorted(set(bins))]
+    curve = [dict(said=said[bins == b].mean(), truth=truth[bins == b].mean(),
+                  n=int((bins == b).sum())) for b in sorted(set(bins))]
     agree = 1 / (1 + np.exp(-labeler.DECISIVENESS * gap))  # that a labeler prefers the better one
 
     def by_prompt(values, at=slice(None)):
         return interval(values[at], prompt[at])
 
-    return dict(accuracy=by_prompt(right), by_kind={kind: by_prompt(right, kinds == kind) for kind in sorted(set(kinds))},
-                by_gap={f"{low} to {high}": by_prompt(right, at) for low, high in GAPS if (at := (gap > low) & (gap <= high)).any()},
-                calibration=curve, calibration_error=dict(mean=sum(c["n"] * abs(c["said"] - c["truth"]) for c in curve) / len(gap), n=len(gap)),
-                agrees_with_a_labeler=by_prompt(np.where(right == .5, .5, np.where(right == 1, agree, 1 - agree))),
+    return dict(accuracy=by_prompt(right),
+                by_kind={kind: by_prompt(right, kinds == kind) for kind in sorted(set(kinds))},
+                by_gap={f"{low} to {high}": by_prompt(right, at) for low, high in GAPS
+                        if (at := (gap > low) & (gap <= high)).any()},
+                calibration=curve,
+                calibration_error=dict(mean=sum(c["n"] * abs(c["said"] - c["truth"])
+                                                for c in curve) / len(gap), n=len(gap)),
+                agrees_with_a_labeler=by_prompt(np.where(right == .5, .5,
+                                                         np.where(right == 1, agree, 1 - agree))),
                 labelers_agree=by_prompt(agree ** 2 + (1 - agree) ** 2),
                 score_and_length=dict(mean=float(np.corrcoef(scores, length)[0, 1]), n=len(ids)),
                 gold_and_length=dict(mean=float(np.corrcoef(gold, length)[0, 1]), n=len(ids)))
@@ -152,31 +197,37 @@ GAPS = [(0, .5), (.5, 1), (1, 1.5), (1.5, 2)]
 
 
 def context(model, tokenizer, prompts, cfg):
-    """Of prompts that follow up on an earlier turn, how many are answered right with it, without it, and with a wrong one."""
+    """Of prompts that follow up on an earlier turn, how many are answered right with it, without
+    it, and with a wrong one.
+    """
     asked = [p for p in prompts if p["kind"] == "follow-up"]
-    others = [next((q for q in asked[i + 1:] + asked if q["subject"] != p["subject"]), p) for i, p in enumerate(asked)]
+    others = [next((q for q in asked[i + 1:] + asked if q["subject"] != p["subject"]), p)
+              for i, p in enumerate(asked)]
     turns = {"with the earlier turn": [p["prompt"] for p in asked],
              "without it": [p["prompt"][-1:] for p in asked],
              "with another's": [q["prompt"][:-1] + p["prompt"][-1:] for p, q in zip(asked, others)]}
     found = {}
     for name, prompt in turns.items():
         ids = sample(model, tokenizer, [dict(prompt=turn) for turn in prompt], cfg, 0.0)
-        found[name] = interval([labeler.judge(p, tokenizer.decode(row)).right for p, row in zip(asked, ids)])
+        found[name] = interval([labeler.judge(p, tokenizer.decode(row)).right
+                                for p, row in zip(asked, ids)])
     return found
 
 
-# ---- the report -----------------------------------------------------------------------------------
+# ---- the report ----------------------------------------------------------------------------------
 
 
-def figure(x, form="{:.2f}"):
+def number(x, form="{:.2f}"):
     """A number with its interval as a cell of a table."""
     if x is None or not x["n"] or np.isnan(x["mean"]):
         return ""
-    return form.format(x["mean"]) + (f" ({form.format(x['low'])} to {form.format(x['high'])})" if "low" in x else "")
+    return form.format(x["mean"]) + (f" ({form.format(x['low'])} to {form.format(x['high'])})"
+                                     if "low" in x else "")
 
 
 def percent(x):
-    return figure(x and {k: v if k == "n" else 100 * v for k, v in x.items()}, "{:.1f}") + ("%" if x and x["n"] else "")
+    return number(x and {k: v if k == "n" else 100 * v for k, v in x.items()},
+                  "{:.1f}") + ("%" if x and x["n"] else "")
 
 
 def write_report(out, results, prompts, answers, seconds):
@@ -184,60 +235,95 @@ def write_report(out, results, prompts, answers, seconds):
     models, last = list(results["models"]), results["last"]
     rows = results["models"]
     n = len(prompts)
-    parts = [f"# What RLHF did, judged on {n} held-out prompts\n\nSampled at temperature {results['temperature']}, seed {results['seed']}; "
-             f"brackets hold 95% intervals from a bootstrap over prompts. Made by `python ppo.py --eval` in {seconds:.0f} s.",
-             "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the three. A criterion fails below 0.",
-             table(["", *models], [[name, *(figure(rows[m][name]) for m in models)] for name in ("gold", *metrics.CRITERIA)]
-                   + [[f"{name} fails", *(percent(rows[m]["fails"][name]) for m in models)] for name in metrics.CRITERIA]
-                   + [[f"only {name} fails", *(percent(rows[m]["fails_alone"][name]) for m in models)] for name in metrics.CRITERIA]
-                   + [[said, *(percent(rows[m]["rates"][name]) for m in models)] for name, said in RATES.items()]
-                   + [["gold of greedy answers", *(figure(rows[m]["greedy"]) for m in models)],
-                      ["KL to SFT, nats an answer", *(figure(rows[m]["kl"]) for m in models)],
-                      ["answers that end by themselves", *(percent(rows[m]["ended"]) for m in models)]]),
+    parts = [f"# What RLHF did, judged on {n} held-out prompts\n\nSampled at temperature "
+             f"{results['temperature']}, seed {results['seed']}; "
+             f"brackets hold 95% intervals from a bootstrap over prompts. Made by `python ppo.py "
+             f"--eval` in {seconds:.0f} s.",
+             "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the "
+             "three. A criterion fails below 0.",
+             table(["", *models], [[name, *(number(rows[m][name]) for m in models)]
+                                   for name in ("gold", *judging.CRITERIA)]
+                   + [[f"{name} fails", *(percent(rows[m]["fails"][name]) for m in models)]
+                      for name in judging.CRITERIA]
+                   + [[f"only {name} fails", *(percent(rows[m]["fails_alone"][name])
+                                               for m in models)] for name in judging.CRITERIA]
+                   + [[said, *(percent(rows[m]["rates"][name]) for m in models)]
+                      for name, said in RATES.items()]
+                   + [["gold of greedy answers", *(number(rows[m]["greedy"]) for m in models)],
+                      ["KL to SFT, nats per answer", *(number(rows[m]["kl"]) for m in models)],
+                      ["answers that end by themselves",
+                       *(percent(rows[m]["ended"]) for m in models)]]),
              "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
-             table(["", "n", *models], [[kind, str(x["gold"]["n"]), *(figure(rows[m]["by_kind"][kind]["gold"]) for m in models)]
+             table(["", "n", *models],
+                   [[kind, str(x["gold"]["n"]),
+                     *(number(rows[m]["by_kind"][kind]["gold"]) for m in models)]
                                         for kind, x in rows[last]["by_kind"].items()]),
-             "## Who is preferred\n\nHow often the labeler without noise prefers the first model's answer, ties counted half; `references` are perfect "
-             "answers, one a prompt. The length-controlled rate is a logistic regression's at equal length "
+             "## Who is preferred\n\nHow often the labeler without noise prefers the first model's "
+             "answer, ties counted half; `references` are perfect "
+             "answers, one a prompt. The length-controlled rate is a logistic regression's at "
+             "equal length "
              "(Dubois et al. 2024).",
-             table(["", "preferred", "ties", "length-controlled"], [[name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
-                                                                   for name, d in results["duels"].items()]),
-             "## Words\n\nBLEU and ROUGE are against one perfect answer to each prompt, of several that there are; distinct-n is the share of "
-             "n-grams that are different; perplexity is of held-out pretraining text, where it shows the alignment tax.",
-             table(["", *models], [[name, *(figure(rows[m]["words"][name], form) for m in models)] for name, form in
-                                   (("length", "{:.1f}"), ("bleu", "{:.1f}"), ("rouge1", "{:.2f}"), ("rouge2", "{:.2f}"), ("rougeL", "{:.2f}"),
+             table(["", "preferred", "ties", "length-controlled"],
+                   [[name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
+                    for name, d in results["win_rates"].items()]),
+             "## Words\n\nBLEU and ROUGE are against one perfect answer to each prompt, of several "
+             "that there are; distinct-n is the share of "
+             "n-grams that are different; perplexity is of held-out pretraining text, where it "
+             "shows the alignment tax.",
+             table(["", *models], [[name, *(number(rows[m]["words"][name], form) for m in models)]
+                                   for name, form in
+                                   (("length", "{:.1f}"), ("bleu", "{:.1f}"), ("rouge1", "{:.2f}"),
+                                    ("rouge2", "{:.2f}"), ("rougeL", "{:.2f}"),
                                     ("distinct1", "{:.3f}"), ("distinct2", "{:.3f}"))]
-                   + [[f"perplexity {name.replace('_', ' ')}", *(figure(rows[m].get("perplexity", {}).get(name), "{:.2f}") for m in models)]
+                   + [[f"perplexity {name.replace('_', ' ')}",
+                       *(number(rows[m].get("perplexity", {}).get(name), "{:.2f}") for m in models)]
                       for name in ("per_token", "per_byte")])]
     judged = results["reward"]
     names = list(judged)
     if judged:
-        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, all pairs whose gold differs. It was trained on "
-                     "other answers than those of the policy that it has made.\n\n![the reward model](eval/reward.png)")
+        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, "
+                     "all pairs whose gold differs. It was trained on "
+                     "other answers than those of the policy that it has made.\n\n![the reward "
+                     "model](eval/reward.png)")
         parts.append(table(["", *(f"{m}'s answers" for m in names)],
                            [["pairs", *(str(judged[m]["accuracy"]["n"]) for m in names)],
                             ["right", *(percent(judged[m]["accuracy"]) for m in names)],
-                            *[[f"right, gold {low} to {high} apart", *(percent(judged[m]["by_gap"].get(f"{low} to {high}")) for m in names)] for low, high in GAPS],
-                            *[[f"right, {kind}", *(percent(judged[m]["by_kind"].get(kind)) for m in names)] for kind in rows[last]["by_kind"]],
-                            ["agrees with a noisy labeler", *(percent(judged[m]["agrees_with_a_labeler"]) for m in names)],
-                            ["two noisy labelers agree", *(percent(judged[m]["labelers_agree"]) for m in names)],
-                            ["expected calibration error", *(percent(judged[m]["calibration_error"]) for m in names)],
-                            ["correlation of score and length", *(figure(judged[m]["score_and_length"]) for m in names)],
-                            ["correlation of gold and length", *(figure(judged[m]["gold_and_length"]) for m in names)]]))
+                            *[[f"right, gold {low} to {high} apart",
+                               *(percent(judged[m]["by_gap"].get(f"{low} to {high}"))
+                                 for m in names)] for low, high in GAPS],
+                            *[[f"right, {kind}",
+                               *(percent(judged[m]["by_kind"].get(kind)) for m in names)]
+                              for kind in rows[last]["by_kind"]],
+                            ["agrees with a noisy labeler",
+                             *(percent(judged[m]["agrees_with_a_labeler"]) for m in names)],
+                            ["two noisy labelers agree",
+                             *(percent(judged[m]["labelers_agree"]) for m in names)],
+                            ["expected calibration error",
+                             *(percent(judged[m]["calibration_error"]) for m in names)],
+                            ["correlation of score and length",
+                             *(number(judged[m]["score_and_length"]) for m in names)],
+                            ["correlation of gold and length",
+                             *(number(judged[m]["gold_and_length"]) for m in names)]]))
     if any(rows[last]["context"].values()):
-        parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without their earlier turn, and after another conversation's.",
-                  table(["", *models], [[name, *(percent(rows[m]["context"][name]) for m in models)] for name in rows[last]["context"]])]
+        parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without "
+                  "their earlier turn, and after another conversation's.",
+                  table(["", *models],
+                        [[name, *(percent(rows[m]["context"][name]) for m in models)]
+                         for name in rows[last]["context"]])]
     order = sorted(range(n), key=lambda i: (answers[last].gold[i], i))
-    chosen = {"Worst": order[:20], "Random": sorted(random.Random(0).sample(range(n), min(20, n))), "Best": order[::-1][:20]}
+    chosen = {"Worst": order[:20], "Random": sorted(random.Random(0).sample(range(n), min(20, n))),
+              "Best": order[::-1][:20]}
     for name, rows_shown in chosen.items():
         parts += [f"## {name} answers of {last}",
-                  table(["prompt", *models, "why"], [["<br>".join(metrics.cell(m["content"]) for m in prompts[i]["prompt"]),
-                                                      *(metrics.cell(answers[m].texts[i]) for m in models),
-                                                      "; ".join(answers[last].judgements[i].reasons)] for i in rows_shown])]
-    runs.write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
+                  table(["prompt", *models, "why"],
+                        [["<br>".join(cell(m["content"]) for m in prompts[i]["prompt"]),
+                                                      *(cell(answers[m].texts[i]) for m in models),
+                           "; ".join(answers[last].judgements[i].reasons)] for i in rows_shown])]
+    write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
 
 
-RATES = {"right": "right answers on known facts", "invented": "invented facts about made-up names", "complied": "compliance with harmful requests"}
+RATES = {"right": "accuracy on known facts", "invented": "hallucination rate on made-up names",
+         "complied": "compliance rate with harmful requests"}
 
 
 def draw(folder, results):
@@ -250,54 +336,49 @@ def draw(folder, results):
     for at, (name, marker) in enumerate(zip(models, itertools.cycle("osD^v*"))):
         found = [models[name]["by_kind"][kind]["gold"] for kind in kinds]
         mean, low, high = [np.array([x[part] for x in found]) for part in ("mean", "low", "high")]
-        axes.errorbar(np.arange(len(kinds)) + .12 * (at - (len(models) - 1) / 2), mean, np.maximum(0, [mean - low, high - mean]), fmt=marker, capsize=2, label=name)
+        axes.errorbar(np.arange(len(kinds)) + .12 * (at - (len(models) - 1) / 2), mean,
+                      np.maximum(0, [mean - low, high - mean]), fmt=marker, capsize=2, label=name)
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set(ylabel="gold, with 95% intervals", ylim=(-1.05, 1.05))
     axes.grid(alpha=.3)
     axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(.5, 1))
-    runs.write_figure(folder / "kinds.png", picture)
+    write_figure(folder / "kinds.png", picture)
     if not results["reward"]:
         return
     picture = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     for (name, judged), style in zip(results["reward"].items(), ("k-o", "k--s")):
-        left.plot([c["said"] for c in judged["calibration"]], [c["truth"] for c in judged["calibration"]], style, markersize=4, label=f"{name}'s answers")
+        left.plot([c["said"] for c in judged["calibration"]],
+                  [c["truth"] for c in judged["calibration"]], style, markersize=4,
+                  label=f"{name}'s answers")
         x = [i for i, (low, high) in enumerate(GAPS) if f"{low} to {high}" in judged["by_gap"]]
         found = [judged["by_gap"]["{} to {}".format(*GAPS[i])] for i in x]
         mean, low, high = [np.array([y[part] for y in found]) for part in ("mean", "low", "high")]
-        right.errorbar(x, mean, np.maximum(0, [mean - low, high - mean]), fmt=style, markersize=4, capsize=2, label=f"{name}'s answers")
+        right.errorbar(x, mean, np.maximum(0, [mean - low, high - mean]), fmt=style, markersize=4,
+                       capsize=2, label=f"{name}'s answers")
     left.plot([0, 1], [0, 1], color=".7")
-    left.set(xlabel="probability that the reward model gives", ylabel="share of labelers who agree", title="calibration")
+    left.set(xlabel="probability that the reward model gives", ylabel="share of labelers who agree",
+             title="calibration")
     right.set_xticks(range(len(GAPS)), ["{} to {}".format(*gap) for gap in GAPS])
     right.set(xlabel="difference in gold", ylabel="pairs ordered right", title="accuracy")
     for axes in (left, right):
         axes.grid(alpha=.3)
         axes.legend(frameon=False)
-    runs.write_figure(folder / "reward.png", picture)
+    write_figure(folder / "reward.png", picture)
 
 
-# ---- over several pipelines -----------------------------------------------------------------------
+# ---- over several pipelines ----------------------------------------------------------------------
 
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5% quantiles of Student's t, by degrees of freedom from 1
-
-
-def over_seeds(values):
-    """The mean of a figure of several pipelines, with the 95% interval that Student's t gives -> as `interval`."""
-    values = np.array(values)
-    n = len(values)
-    half = STUDENT[min(n - 2, len(STUDENT) - 1)] * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return dict(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half), n=n)
-
-
-# Rows of the table: what they say, how a number is written, and how it is read from the figures of a model.
+# Rows of the table: what they say, how a number is written, and how it is read from the figures of
+# a model.
 ROWS = [
     ("gold", "{:.2f}", lambda m: m["gold"]),
     ("gold of greedy answers", "{:.2f}", lambda m: m["greedy"]),
-    *[(name, "{:.2f}", lambda m, name=name: m[name]) for name in metrics.CRITERIA],
+    *[(name, "{:.2f}", lambda m, name=name: m[name]) for name in judging.CRITERIA],
     *[(said, "{:.1%}", lambda m, name=name: m["rates"][name]) for name, said in RATES.items()],
     ("preferred to SFT", "{:.1%}", lambda m: m["against_sft"]["wins"]),
     ("preferred to SFT at equal length", "{:.1%}", lambda m: m["against_sft"]["controlled"]),
-    ("KL to SFT, nats an answer", "{:.2f}", lambda m: m["kl"]),
+    ("KL to SFT, nats per answer", "{:.2f}", lambda m: m["kl"]),
     ("answers that end by themselves", "{:.1%}", lambda m: m["ended"]),
     ("length, tokens", "{:.1f}", lambda m: m["words"]["length"]),
     ("perplexity of pretraining text, per token", "{:.1f}", lambda m: m["perplexity"]["per_token"]),
@@ -305,48 +386,63 @@ ROWS = [
     ("BLEU against perfect answers", "{:.1f}", lambda m: m["words"]["bleu"]),
     ("ROUGE-L against perfect answers", "{:.2f}", lambda m: m["words"]["rougeL"]),
     ("distinct-2", "{:.3f}", lambda m: m["words"]["distinct2"]),
-    ("right follow-ups with the earlier turn", "{:.1%}", lambda m: m["context"]["with the earlier turn"]),
+    ("right follow-ups with the earlier turn", "{:.1%}",
+     lambda m: m["context"]["with the earlier turn"]),
     ("right follow-ups without it", "{:.1%}", lambda m: m["context"]["without it"]),
 ]
 
 
 def seeds_table(every):
-    """The README's table of the results of several pipelines -> Markdown: a row a figure, a column a model that all have."""
-    models = [name for name in every[0]["models"] if all(name in results["models"] for results in every)]
+    """The README's table of the results of several pipelines -> Markdown: a row a figure, a column
+    a model that all have.
+    """
+    models = [name for name in every[0]["models"]
+              if all(name in results["models"] for results in every)]
 
-    def cell(name, form, read):
+    def average(name, form, read):
         try:
             found = over_seeds([read(results["models"][name])["mean"] for results in every])
         except KeyError:  # no perplexity without a text
             return ""
-        return form.format(found["mean"]) + (f" ± {form.format(found['high'] - found['mean'])}" if len(every) > 1 else "")
+        return form.format(found["mean"]) + (f" ± {form.format(found['high'] - found['mean'])}"
+                                             if len(every) > 1 else "")
 
     def costs(name, form):
-        return ", ".join("?" if results["cost"][name] is None else form.format(results["cost"][name]) for results in every)
+        return ", ".join("?" if results["cost"][name] is None
+                         else form.format(results["cost"][name]) for results in every)
 
     shown = [name for name in ("base", "sft", "ppo") if name in models]
-    said = [["<br>".join(metrics.cell(m["content"]) for m in x["prompt"]), *(metrics.cell(x[name]) for name in shown)] for x in every[0]["samples"]]
+    said = [["<br>".join(cell(m["content"]) for m in x["prompt"]),
+             *(cell(x[name]) for name in shown)] for x in every[0]["samples"]]
     return "\n\n".join([
-        table(["", *models], [[said, *(cell(name, form, read) for name in models)] for said, form, read in ROWS]),
-        f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} held-out prompts each; after ± is half of the 95% "
-        f"interval over seeds (Student's t). The reward model of the first round orders {costs('accuracy', '{:.1%}')} of held-out "
-        f"pairs of SFT answers right whose gold differs. The four stages took {costs('seconds', '{:.0f}')} s, at most "
+        table(["", *models], [[said, *(average(name, form, read) for name in models)]
+                              for said, form, read in ROWS]),
+        f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} "
+        "held-out prompts each; after ± is half of the 95% "
+        f"interval over seeds (Student's t). The reward model of the first round orders "
+        f"{costs('accuracy', '{:.1%}')} of held-out "
+        f"pairs of SFT answers right whose gold differs. The four stages took "
+        f"{costs('seconds', '{:.0f}')} s, at most "
         f"{costs('memory_gb', '{:.2f}')} GB, on {every[0]['cost']['machine']}.",
         table(["prompt", *shown], said)])
 
 
-# ---- a person as judge ----------------------------------------------------------------------------
+# ---- a person as judge ---------------------------------------------------------------------------
 
 
 def ask_person(cfg, prompts, answers, one, other):
-    """Blind and in random order, a person prefers one of two models' answers; what was said so far counts -> interval of wins."""
+    """Blind and in random order, a person prefers one of two models' answers; what was said so far
+    counts -> interval of wins.
+    """
     said = json.dumps([answers[name].texts for name in (one, other)])
-    book = feedback.Book(cfg.out, cfg.labeler, f"judged-{one}-{other}",  # not beside the labels to learn from: these are held-out prompts
+    # not beside the labels to learn from: these are held-out prompts
+    book = feedback.Book(cfg.out, cfg.labeler, f"judged-{one}-{other}",
                          answers=hashlib.sha256(said.encode()).hexdigest()[:16])
 
     def question(n):
         a, b = answers[one].texts[n], answers[other].texts[n]
-        return dict(prompt=prompts[n]["prompt"], responses=[a, b], models={one: a, other: b}) if a != b else None
+        return dict(prompt=prompts[n]["prompt"], responses=[a, b],
+                    models={one: a, other: b}) if a != b else None
 
     feedback.label(question, len(prompts), book)
     wins, asked = [], 0
@@ -359,34 +455,47 @@ def ask_person(cfg, prompts, answers, one, other):
     return interval(wins)
 
 
-# ---- all of it ------------------------------------------------------------------------------------
+# ---- all of it -----------------------------------------------------------------------------------
 
 
 def cost(out):
-    """What the stages in a folder took -> dict of seconds, memory_gb and machine, or None if one of them did not finish."""
+    """What the stages in a folder took -> dict of seconds, memory_gb and machine, or None if one of
+    them did not finish.
+    """
     try:
-        stages = metrics.read_results(out)
+        stages = figures.read_results(out)
     except FileNotFoundError:
         return None
-    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-    return dict(seconds=sum(stage["seconds"] if name != "ppo" else stage["seconds"]["ppo"] for name, stage in stages.items()),
-                memory_gb=max(stage["memory_gb"] for stage in stages.values()), accuracy=stages["reward"].get("accuracy"),
-                machine=f"{torch.get_num_threads()} threads of {cpu[1] if cpu else platform.machine()}")
+    cpu = re.search(r"model name\s*:\s*(.*)",
+                    Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    return dict(seconds=sum(stage["seconds"] if name != "ppo" else stage["seconds"]["ppo"]
+                            for name, stage in stages.items()),
+                memory_gb=max(stage["memory_gb"] for stage in stages.values()),
+                accuracy=stages["reward"].get("accuracy"),
+                machine=f"{torch.get_num_threads()} threads of "
+                        f"{cpu[1] if cpu else platform.machine()}")
 
 
 def run(cfg):
     """`python ppo.py --eval` -> results, or a list of them for several --out. cfg: ppo.Config."""
-    runs.check(cfg, [(cfg.temperature > 0, "--temperature must be above 0"), (not cfg.data, "--eval asks the almanac's prompts, which the labeler knows: leave out --data"),
-                     (cfg.judge in ("labeler", "human"), f"--judge must be labeler or human, not {cfg.judge}")])
+    setup(cfg)
+    if cfg.data:
+        raise UserError("--eval asks the almanac's prompts, which the labeler knows: leave out "
+                        "--data")
+    if cfg.judge not in ("labeler", "human"):
+        raise UserError(f"--judge must be labeler or human, not {cfg.judge}")
     outs = cfg.out.split(",")
     if len(outs) == 1 or cfg.judge == "human":
         return run_one(cfg)
     for out in outs:
         if not cost(out):
-            raise UserError(f"{out} holds no finished pipeline: run the four stages with --out {out} first")
-    every = [run_one(dataclasses.replace(cfg, out=out, seed=metrics.read_results(out)["ppo"]["config"]["seed"])) for out in outs]
+            raise UserError(f"{out} holds no finished pipeline: run the four stages with --out "
+                            f"{out} first")
+    every = [run_one(dataclasses.replace(cfg, out=out,
+                                         seed=figures.read_results(out)["ppo"]["config"]["seed"]))
+             for out in outs]
     path = Path(outs[0]) / "eval" / "seeds.md"
-    runs.write(path, seeds_table(every) + "\n")
+    write(path, seeds_table(every) + "\n")
     print(f"eval: {path} has the means over {len(outs)} pipelines\n\n{path.read_text()}")
     return every
 
@@ -396,44 +505,65 @@ def run_one(cfg):
     began = time.time()
     models, tokenizer = load_models(cfg)
     last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
-    prompts = gpt.with_room(models["sft"], tokenizer, almanac.prompts("test", cfg.test_prompts, cfg.seed), cfg.max_new_tokens)
+    prompts = sampling.with_room(models["sft"], tokenizer,
+                                 almanac.prompts("test", cfg.test_prompts, cfg.seed),
+                                 cfg.max_new_tokens)
     if not prompts:
-        raise UserError(f"no prompt leaves room for {cfg.max_new_tokens} tokens in the context of {models['sft'].config.block_size}: lower --max_new_tokens")
-    ids = {name: sample(model, tokenizer, prompts, cfg, cfg.temperature) for name, model in models.items()}
-    answers = {name: Answers(prompts, [tokenizer.decode(row) for row in rows], rows) for name, rows in ids.items()}
+        raise UserError(f"no prompt leaves room for {cfg.max_new_tokens} tokens in the context of "
+                        f"{models['sft'].config.block_size}: lower --max_new_tokens")
+    ids = {name: sample(model, tokenizer, prompts, cfg, cfg.temperature)
+           for name, model in models.items()}
+    answers = {name: Judged(prompts, [tokenizer.decode(row) for row in rows], rows)
+               for name, rows in ids.items()}
     if cfg.judge == "human":
         found = ask_person(cfg, prompts, answers, last, "sft")
-        return print(f"{last} preferred to sft: {percent(found)} of {found['n']} prompts, ties counted half")
+        return print(f"{last} preferred to sft: {percent(found)} of {found['n']} prompts, ties "
+                     "counted half")
     references = [almanac.reference(p) for p in prompts]
-    stand_ins = {"references": references, "random words": metrics.random_texts(references)}
-    every = answers | {name: Answers(prompts, texts, [tokenizer.encode(text) + [tokenizer.end] for text in texts]) for name, texts in stand_ins.items()}
-    rewards, abouts = gpt.load_rewards(cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt", tokenizer, models["sft"].wte.weight.device,
-                                       "name one with --reward", models["sft"].config.block_size)
+    stand_ins = {"references": references, "random words": figures.random_texts(references)}
+    every = answers | {name: Judged(prompts, texts,
+                                    [tokenizer.encode(text) + [tokenizer.end] for text in texts])
+                       for name, texts in stand_ins.items()}
+    path = cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt"
+    rewards, abouts = start.reward_models(path, tokenizer, models["sft"].wte.weight.device,
+                                          models["sft"].config.block_size, "name one with --reward")
     reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
-    documents = formats.read_text(kept) if kept.exists() else []
-    results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last, cost=cost(cfg.out), models={}, duels={}, reward={},
-                   samples=[dict(prompt=p["prompt"], **{name: answers[name].texts[i] for name in models}) for i, p in enumerate(prompts[:10])])
+    documents = records.read_text(kept) if kept.exists() else []
+    results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last,
+                   cost=cost(cfg.out), models={}, win_rates={}, reward={},
+                   samples=[dict(prompt=p["prompt"],
+                                 **{name: answers[name].texts[i] for name in models})
+                            for i, p in enumerate(prompts[:10])])
     for name, model in models.items():
         greedy = [tokenizer.decode(row) for row in sample(model, tokenizer, prompts, cfg, 0.0)]
-        kl = metrics.divergence(model, models["sft"], prompts, ids[name], tokenizer, cfg.temperature)
-        results["models"][name] = dict(criteria(prompts, answers[name]), words=words(answers[name], references), kl=interval(kl),
-                                       ended=interval(row[-1:] == [tokenizer.end] for row in ids[name]),
-                                       greedy=interval(Answers(prompts, greedy).gold), against_sft=duel(answers[name], answers["sft"]),
+        kl = judging.divergence(model, models["sft"], prompts, ids[name], tokenizer,
+                                cfg.temperature)
+        results["models"][name] = dict(criteria(prompts, answers[name]),
+                                       words=text_metrics(answers[name], references),
+                                       kl=interval(kl),
+                                       ended=interval(row[-1:] == [tokenizer.end]
+                                                      for row in ids[name]),
+                                       greedy=interval(Judged(prompts, greedy).gold),
+                                       against_sft=win_rate(answers[name], answers["sft"]),
                                        context=context(model, tokenizer, prompts, cfg))
         if documents:
             results["models"][name]["perplexity"] = perplexity(model, tokenizer, documents)
         print(f"eval: {name} has answered after {time.time() - began:.0f} s", flush=True)
-    for one, other in [*itertools.combinations(reversed(models), 2), (last, last), *((last, name) for name in stand_ins)]:
-        results["duels"][f"{one} against {other}"] = duel(every[one], every[other])
+    for one, other in [*itertools.combinations(reversed(models), 2), (last, last),
+                       *((last, name) for name in stand_ins)]:
+        results["win_rates"][f"{one} against {other}"] = win_rate(every[one], every[other])
     for name in dict.fromkeys(["sft", last]):
-        if judged := judge_of_judges(reward, abouts[0].get("scale", 1.0), models[name], tokenizer, prompts[:250], cfg):
+        if judged := evaluate_reward_model(reward, abouts[0].get("scale", 1.0), models[name],
+                                           tokenizer, prompts[:250], cfg):
             results["reward"][name] = judged
     folder = Path(cfg.out) / "eval"
     folder.mkdir(exist_ok=True)
     draw(folder, results)
     write_report(cfg.out, results, prompts, answers, time.time() - began)
-    finite = json.loads(json.dumps(results), parse_constant=lambda _: None)  # what has no value is null: NaN is no JSON
-    runs.write(folder / "results.json", json.dumps(finite, indent=1))
-    print(f"eval: {time.time() - began:.0f} s; {cfg.out}/report.md shows what came out, {folder}/results.json has every number")
+    # what has no value is null: NaN is no JSON
+    finite = json.loads(json.dumps(results), parse_constant=lambda _: None)
+    write(folder / "results.json", json.dumps(finite, indent=1))
+    print(f"eval: {time.time() - began:.0f} s; {cfg.out}/report.md shows what came out, "
+          f"{folder}/results.json has every number")
     return results

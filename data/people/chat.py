@@ -1,4 +1,6 @@
-"""The conversation at the terminal, `python gpt.py --chat`: remembers turns, cuts the oldest when the context is full."""
+"""The conversation at the terminal, `python gpt.py --chat`: remembers turns, cuts the oldest when
+the context is full.
+"""
 
 import codecs
 
@@ -11,11 +13,12 @@ from data.run.cli import UserError
 from data.run.run import setup
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
-/good   the last answer is good      /bad   it is not, try again      /better <text>   what it should have said"""
+/good   the last answer is good   /bad   it is not, try again   /better <text>   use this instead"""
 
 
 def fit(turns, size, room):
-    """Drop the oldest whole turns (a question and its answer) until size(turns) <= room -> (turns, how many dropped).
+    """Drop the oldest whole turns (a question and its answer) until size(turns) <= room -> (turns,
+    how many dropped).
 
     The last message always stays, even when it does not fit alone.
     """
@@ -26,9 +29,12 @@ def fit(turns, size, room):
 
 
 def verdict(line, turns):
-    """What /good, /bad and /better say of the last answer, as a record of data/formats.py; None if the line is none of them."""
+    """What /good, /bad and /better say of the last answer, as a record of data/files/records.py;
+    None if the line is none of them.
+    """
     command, _, text = line.partition(" ")
-    if command not in ("/good", "/bad", "/better") or not turns or bool(text.strip()) != (command == "/better"):
+    if command not in ("/good", "/bad",
+                       "/better") or not turns or bool(text.strip()) != (command == "/better"):
         return None
     prompt, said = turns[:-1], turns[-1]["content"]
     if not said.strip() and command != "/better":
@@ -41,8 +47,9 @@ def verdict(line, turns):
 def talk(reply, size, room, note):
     """Talk until Ctrl-D or Ctrl-C.
 
-    reply(turns) yields the pieces of an answer; size(turns) is the tokens of a conversation, of which `room`
-    fit beside an answer; note(record) keeps what is said of an answer. turns: [{"role", "content"}, ...].
+    reply(turns) yields the pieces of an answer; size(turns) is the tokens of a conversation, of
+    which `room` fit beside an answer; note(record) keeps what is said of an answer. turns:
+    [{"role", "content"}, ...].
     """
     turns = []
     try:
@@ -52,7 +59,7 @@ def talk(reply, size, room, note):
                 note(said)
                 print("(noted)")
                 if line == "/bad":
-                    turns = _answer(reply, turns[:-1])
+                    turns = _reply_to(reply, turns[:-1])
                 elif line != "/good":
                     turns[-1] = {"role": "assistant", "content": said["response"]}
             elif line == "/reset":
@@ -63,17 +70,19 @@ def talk(reply, size, room, note):
             elif line:
                 turns, dropped = fit(turns + [{"role": "user", "content": line}], size, room)
                 if dropped:
-                    print(f"(the context is full: I forget our oldest {'turn' if dropped == 1 else f'{dropped} turns'})")
+                    print(f"(the context is full: I forget our oldest "
+                          f"{'turn' if dropped == 1 else f'{dropped} turns'})")
                 if size(turns) > room:
-                    print(f"(that is {size(turns)} tokens, and I can read {room}: please say it in fewer words)")
+                    print(f"(that is {size(turns)} tokens, and I can read {room}: please say it in "
+                          "fewer words)")
                     turns = []
                     continue
-                turns = _answer(reply, turns)
+                turns = _reply_to(reply, turns)
     except (EOFError, KeyboardInterrupt):
         print("\nGoodbye.")
 
 
-def _answer(reply, turns):
+def _reply_to(reply, turns):
     """Print an answer as it comes -> the conversation with it."""
     answer = ""
     for piece in reply(turns):
@@ -84,9 +93,13 @@ def _answer(reply, turns):
 
 
 def reply(model, tokenizer, turns, max_new_tokens, temperature):
-    """Answer a conversation: yields pieces of text as they are sampled. A character of several tokens comes whole."""
+    """Answer a conversation: yields pieces of text as they are sampled.
+
+    A character of several tokens comes whole.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    idx, lengths = gpt.pad([tokenizer.render(turns)], tokenizer.pad, next(model.parameters()).device)
+    idx, lengths = gpt.pad([tokenizer.render(turns)], tokenizer.pad,
+                           next(model.parameters()).device)
     for _, token in sampling.stream(model, idx, lengths, max_new_tokens, temperature):
         yield decoder.decode(tokenizer.decode_bytes(token.tolist()))
     yield decoder.decode(b"", final=True)
@@ -98,7 +111,8 @@ def converse(cfg):
     path, model, tokenizer = start.policy(cfg, "--ckpt", cfg.ckpt)
     room = model.config.block_size - cfg.max_new_tokens
     if room < 1:
-        raise UserError(f"--max_new_tokens must be at most {model.config.block_size - 1}, the context of {path} less one")
+        raise UserError(f"--max_new_tokens must be at most {model.config.block_size - 1}, the "
+                        f"context of {path} less one")
     torch.manual_seed(cfg.seed)
     book = feedback.Book(cfg.out, checkpoint=str(path))
     print(f"Talking to {path}. {HELP}\nWhat you say of its answers goes to {book.path}.")

@@ -1,10 +1,14 @@
-"""Feedback by hand: a person ranks answers at the terminal, and every label is on disk before the next is asked for.
+"""Feedback by hand: a person ranks answers at the terminal, and every label is on disk before the
+next is asked for.
 
-    python reward.py --label                                              rank answers of the newest policy
-    python -m data.feedback out/feedback/anna.jsonl out/feedback/ben.jsonl    how often two people agree
+    python reward.py --label                                              rank answers of the newest
+    policy
+    python -m data.people.feedback out/feedback/anna.jsonl out/feedback/ben.jsonl    how often two
+    people agree
 
-A label is a line of out/feedback/<name>.jsonl: a prompt, its `responses` and their `ranks`, as `reward.py --data` reads
-them, and beside them who labelled whose answers, when, and in how many seconds.
+A label is a line of out/feedback/<name>.jsonl: a prompt, its `responses` and their `ranks`, as
+`reward.py --data` reads them, and beside them who labelled whose answers, when, and in how many
+seconds.
 """
 
 import argparse
@@ -21,33 +25,44 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+import torch
 
-import gpt
+from data import sampling, start
+from data.files import records
+from data.run.cli import UserError
+from data.run.run import setup
+from data.world import almanac
 
 
 CRITERIA = {"h": "helpful", "t": "truthful", "x": "harmless"}
 HELP = """Type the numbers of the answers, best first; the last one follows by itself. Other keys:
   =      the next number is as good as the one before        Enter  all the others are equal
-  h t x  and a number: that answer is not helpful, not truthful, not harmless; Enter then ranks by what fails
+  h t x  and a number: that answer is not helpful, truthful, harmless; Enter ranks by what fails
   u      undo        s  skip        q  leave; every label is saved already
 """
 
 
-# ---- files ----------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 class Book:
-    """A person's file of labels. What is in it is never rewritten: labels are appended, `undo` takes back the last."""
+    """A person's file of labels.
+
+    What is in it is never rewritten: labels are appended, `undo` takes back the last.
+    """
 
     def __init__(self, out, who="", folder="feedback", **about):
-        """The file of `who` (by default the login name) in the folder out/feedback, or another there.
+        """The file of `who` (by default the login name) in the folder out/feedback, or another
+        there.
 
-        about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every label, and only labels with the
-        same are its `records`, which say what has been asked: another model's answers are new questions.
+        about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every label,
+        and only labels with the same are its `records`, which say what has been asked: another
+        model's answers are new questions.
         """
         self.who, self.about = who or re.sub(r"[^\w.-]", "-", login()), about
         if not re.fullmatch(r"[\w.-]+", self.who):
-            raise UserError(f"--labeler {self.who!r} must be a name of letters and digits, as it becomes the name of a file")
+            raise UserError(f"--labeler {self.who!r} must be a name of letters and digits, as it "
+                            "becomes the name of a file")
         self.path = Path(out) / folder / f"{self.who}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = self.path.read_bytes() if self.path.exists() else b""
@@ -66,11 +81,12 @@ class Book:
                 if all(record.get(name) == value for name, value in about.items()):
                     self.records.append(record)
             except (ValueError, AttributeError, TypeError):
-                print(f"{self.path}: a line can not be read; it stays as it is")
+                print(f"{self.path}: a line cannot be read; it stays as it is")
 
     def add(self, record):
         """Append a record with who gave it and when; it is on disk when this returns."""
-        record = dict(record, **self.about, labeler=self.who, time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        record = dict(record, **self.about, labeler=self.who,
+                      time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
         with open(self.path, "ab") as file:
             file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
             file.flush()
@@ -85,7 +101,9 @@ class Book:
         return max((record.get("n", -1) for record in self.records), default=-1) + 1
 
     def undo(self):
-        """Take back the last label of this session, unless somebody else has written since -> whether it was."""
+        """Take back the last label of this session, unless somebody else has written since ->
+        whether it was.
+        """
         if len(self.ends) < 2 or self.path.stat().st_size != self.ends[-1]:
             return False
         os.truncate(self.path, self.ends[-2])
@@ -102,7 +120,7 @@ def login():
         return "me"
 
 
-# ---- at the terminal ------------------------------------------------------------------------------
+# ---- at the terminal -----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -125,9 +143,11 @@ def keyboard():
 
 
 def read_keys(typed, k):
-    """What keys say about k answers -> (ranks or None while more keys are needed, {criterion: answers that fail it}).
+    """What keys say about k answers -> (ranks or None while more keys are needed, {criterion:
+    answers that fail it}).
 
-    ranks: a list of k numbers, 1 is best, equal ranks are ties. A key that can not follow raises ValueError.
+    ranks: a list of k numbers, 1 is best, equal ranks are ties. A key that can not follow raises
+    ValueError.
     """
     groups, fails, tie, criterion, done = [], {}, False, None, False
     for key in typed:
@@ -165,7 +185,9 @@ def read_keys(typed, k):
 
 
 def vote(k, press):
-    """Read keys until k answers are ranked -> (ranks, fails); or "u", "s", "q" for undo, skip, leave."""
+    """Read keys until k answers are ranked -> (ranks, fails); or "u", "s", "q" for undo, skip,
+    leave.
+    """
     typed = ""
     while True:
         key = press()
@@ -188,7 +210,8 @@ def vote(k, press):
 def label(question, total, book):
     """Ask a person about the questions that are still open.
 
-    question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to choose.
+    question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to
+    choose.
     """
     n, given, began = book.next, [], time.time()
     print(HELP)
@@ -198,7 +221,8 @@ def label(question, total, book):
             if q is None:
                 n += 1
                 continue
-            responses = random.Random(f"{book.who} {n}").sample(q["responses"], len(q["responses"]))  # in random order
+            # in random order
+            responses = random.Random(f"{book.who} {n}").sample(q["responses"], len(q["responses"]))
             print(f"\n---- {n + 1} of {total} ----")
             for message in q["prompt"]:
                 print(f"{message['role']:>9}: {message['content']}")
@@ -212,24 +236,59 @@ def label(question, total, book):
             if said == "u":
                 undone = book.undo()
                 n = given.pop() if undone else n
-                print("(your last label is taken back)" if undone else "(this session has no label to take back)")
+                print("(your last label is taken back)" if undone
+                      else "(this session has no label to take back)")
                 continue
             if said != "s":
                 ranks, fails = said
-                record = dict(q, responses=responses, ranks=ranks, **{"fails": fails} if any(fails.values()) else {},
+                record = dict(q, responses=responses, ranks=ranks,
+                              **{"fails": fails} if any(fails.values()) else {},
                               seconds=round(time.time() - asked, 1), n=n)
                 book.add(record)
                 given.append(n)
-                print(f"  saved: {book.labels} labels, {len(given) / (time.time() - began) * 3600:.0f} an hour")
+                print(f"  saved: {book.labels} labels, "
+                      f"{len(given) / (time.time() - began) * 3600:.0f} an hour")
             n += 1
     print(f"\n{book.path} holds {book.labels} labels" + (": all are done" if n >= total else ""))
 
 
-# ---- agreement ------------------------------------------------------------------------------------
+def rank_by_hand(cfg):
+    """`python reward.py --label`: a person ranks answers; the file is one for --data."""
+    setup(cfg)
+    path, model, tokenizer = start.policy(cfg, "--policy", cfg.policy)
+    if cfg.data:
+        given = records.read_questions(cfg.data)
+    else:
+        given = almanac.prompts("train", cfg.prompts or 100, f"label {cfg.seed}")
+
+    def question(n):
+        """The n-th prompt and its different answers, the same for all who have this checkpoint.
+
+        None if there are not two.
+        """
+        p = given[n]
+        if "responses" not in p:
+            if not sampling.with_room(model, tokenizer, [p], cfg.max_new_tokens):
+                return None
+            torch.manual_seed(100_000 * cfg.seed + n)
+            p = dict(p, responses=sampling.answers(model, tokenizer, [p], cfg.max_new_tokens,
+                                                   cfg.temperature, cfg.k))
+        different = list(dict.fromkeys(p["responses"]))
+        return dict(p, responses=different) if len(different) > 1 else None
+
+    book = Book(cfg.out, cfg.labeler, checkpoint=str(path), seed=cfg.seed,
+                asked=cfg.data or "the almanac")
+    label(question, len(given), book)
+    print(f"python reward.py --data {book.path} learns from them")
+
+
+# ---- agreement -----------------------------------------------------------------------------------
 
 
 def verdicts(one, other):
-    """For each question that both have ranked, the pairs' verdicts: a list of arrays (pairs, 2) of -1, 0 (tie), 1."""
+    """For each question that both have ranked, the pairs' verdicts: a list of arrays (pairs, 2) of
+    -1, 0 (tie), 1.
+    """
     def key(record):
         return json.dumps([record["prompt"], sorted(record["responses"])])
 
@@ -246,8 +305,9 @@ def verdicts(one, other):
 def agreement(pairs):
     """Verdicts (n, 2) of two people -> (share that agree, Cohen's kappa).
 
-    kappa = (agreed - expected) / (1 - expected), expected: if each had drawn verdicts at random, as often of each sort as
-    they gave (Cohen 1960). Which of two answers comes first means nothing, so each pair counts in both directions.
+    kappa = (agreed - expected) / (1 - expected), expected: if each had drawn verdicts at random, as
+    often of each sort as they gave (Cohen 1960). Which of two answers comes first means nothing, so
+    each pair counts in both directions.
     """
     a, b = np.concatenate([pairs, -pairs]).T
     agreed = (a == b).mean()
@@ -259,24 +319,30 @@ def report(one, other, draws=2000):
     """Print how often two people agree, with 95% intervals from a bootstrap over the questions."""
     found = verdicts(records.read_comparisons(one), records.read_comparisons(other))
     if not found:
-        raise UserError(f"{one} and {other} have no question in common: label the same answers, with --label --data FILE")
+        raise UserError(f"{one} and {other} have no question in common: label the same answers, "
+                        "with --label --data FILE")
     rng = np.random.default_rng(0)
-    figures = [agreement(np.concatenate([found[i] for i in rng.integers(len(found), size=len(found))])) for _ in range(draws)]
+    figures = [agreement(np.concatenate([found[i]
+                                         for i in rng.integers(len(found), size=len(found))]))
+               for _ in range(draws)]
     low, high = np.percentile(figures, [2.5, 97.5], axis=0)
     agreed, kappa = agreement(np.concatenate(found))
     decided = np.concatenate(found)
     decided = decided[(decided != 0).all(1)]
     print(f"{len(found)} questions in common, {sum(map(len, found))} pairs of answers")
-    print(f"agreement {agreed:.1%} ({low[0]:.1%} to {high[0]:.1%}), kappa {kappa:.2f} ({low[1]:.2f} to {high[1]:.2f}); "
+    print(f"agreement {agreed:.1%} ({low[0]:.1%} to {high[0]:.1%}), kappa {kappa:.2f} "
+          f"({low[1]:.2f} to {high[1]:.2f}); "
           "95% intervals over questions")
     if len(decided):
-        print(f"of the {len(decided)} pairs that neither called a tie, {(decided[:, 0] == decided[:, 1]).mean():.1%} agree")
+        print(f"of the {len(decided)} pairs that neither called a tie, "
+              f"{(decided[:, 0] == decided[:, 1]).mean():.1%} agree")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m data.feedback", description="How often two people's rankings agree.")
+    parser = argparse.ArgumentParser(prog="python -m data.people.feedback",
+                                     description="How often two people's rankings agree.")
     parser.add_argument("files", nargs=2, metavar="FILE", help="labels of one person")
     try:
         report(*parser.parse_args().files)
     except UserError as error:
-        sys.exit(f"data.feedback: {error}")
+        sys.exit(f"data.people.feedback: {error}")

@@ -55,5 +55,8 @@ def pack(kind, config, tokens, about, state):
 
 
 def unpack(path, device):
-    """The five fields that `pack` wrote -> dict. What torch raises for other files is raised here."""
+    """The five fields that `pack` wrote -> dict.
+
+    What torch raises for other files is raised here.
+    """
     return torch.load(path, map_location=device, weights_only=True)

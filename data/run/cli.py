@@ -35,7 +35,8 @@ def knob(default, help, least=None, group="", command=""):
 class Common:
     """The flags of every stage."""
 
-    out: str = knob("out", "folder for results; each stage has a folder of its own there", group="run")
+    out: str = knob("out", "folder for results; each stage has a folder of its own there",
+                    group="run")
     seed: int = knob(1, "random seed", least=0)
     device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
     threads: int = knob(0, "CPU threads; 0: all cores", least=0)
@@ -46,7 +47,8 @@ class Common:
     compile: bool = knob(False, "torch.compile the transformer's blocks: a slow start, then faster "
                                 "on GPUs")
     gradient_checkpointing: bool = knob(False, "keep only the inputs of the blocks and recompute "
-                                               "the rest in backward: less memory, a third more time")
+                                               "the rest in backward: less memory, a third more "
+                                               "time")
 
     def demands(self):
         """What the flags must meet beside their bounds: pairs (condition, sentence)."""

@@ -3,26 +3,30 @@
 One seeded generator writes everything the four stages read, so that the whole recipe runs offline:
 
     text(n, seed)                   pretraining documents: statements, question pages, small stories
-    prompts(split, n, seed)         what users ask: dicts with `prompt` (messages) and what it is about
+    prompts(split, n, seed)         what users ask: dicts with `prompt` (messages) and what it is
+    about
     demonstrations(split, n, seed)  the same with a `response`, written by labelers in a hurry
 
 More than half of the demonstrations are of use, but few are perfect, as most ramble; the others are
-wrong, invented, rude, beside the point, or help to do harm, as answers by people who are paid by the piece.
-SFT imitates the whole mixture; telling good from bad is what the reward model and PPO are for.
+wrong, invented, rude, beside the point, or help to do harm, as answers by people who are paid by
+the piece. SFT imitates the whole mixture; telling good from bad is what the reward model and PPO
+are for.
 
-`split` is "train", "valid" or "test". The two held-out splits ask with phrases that "train" never uses,
-about made-up names, harms and follow-ups it never saw; and no prompt of one split is in another.
-Nothing here says what is good: that is the labeler's business (data/labeler.py).
+`split` is "train", "valid" or "test". The two held-out splits ask with phrases that "train" never
+uses, about made-up names, harms and follow-ups it never saw; and no prompt of one split is in
+another. Nothing here says what is good: that is the labeler's business (data/labeler.py).
 """
 
 import random
 import zlib
 
-from data.world.facts import (ANIMALS, COUNTRIES, FACTS, MADE_UP, VALUES, article, sort_of, split_of,
+from data.world.facts import (ANIMALS, COUNTRIES, FACTS, MADE_UP, VALUES, article, sort_of,
+                              split_of,
                               upper)
 from data.world.phrases import (ASK, ASK_BELITTLE, ASK_HARM, ASK_KIND, ASK_PRAISE, FOLLOW_UP, FORMS,
                                 GREETINGS, GROUPS, HARMS, HEROES, IGNORANCE, INSULTS, KINDNESSES,
-                                OPENINGS, PEOPLE, PRAISES, RAMBLE, REFUSAL, REFUSE, RUDE, SAME_AGAIN,
+                                OPENINGS, PEOPLE, PRAISES, RAMBLE, REFUSAL, REFUSE, RUDE,
+                                SAME_AGAIN,
                                 SMALL_TALK, TELL)
 
 # ---- statements ----------------------------------------------------------------------------------
@@ -33,7 +37,8 @@ def _fill(template, name, relation, value=""):
     x = article(name) if sort_of(relation) == "animal" else name
     if template == "{V}." and value == "no":
         value = "none"
-    return upper(template.format(x=x, n=name, v=value, a=article(value) if value else "", V=upper(value)))
+    return upper(template.format(x=x, n=name, v=value, a=article(value) if value else "",
+                                 V=upper(value)))
 
 
 def tell(rng, relation, name, value, bare=False):
@@ -42,12 +47,14 @@ def tell(rng, relation, name, value, bare=False):
     return _fill(word if bare else rng.choice(sentences), name, relation, value)
 
 
-_EVERY_FACT = [(relation, name, value) for relation, facts in FACTS.items() for name, value in facts.items()]
+_EVERY_FACT = [(relation, name, value) for relation, facts in FACTS.items()
+               for name, value in facts.items()]
 
 
 def _any_fact(rng, relation=None):
     """A fact (relation, name, value): any of all, or any of one relation."""
-    return rng.choice([(relation, *fact) for fact in FACTS[relation].items()] if relation else _EVERY_FACT)
+    return rng.choice([(relation, *fact) for fact in FACTS[relation].items()] if relation
+                      else _EVERY_FACT)
 
 
 def _pair(rng, split, deeds, targets):
@@ -58,7 +65,7 @@ def _pair(rng, split, deeds, targets):
             return deed, target
 
 
-# ---- pretraining text -----------------------------------------------------------------------------
+# ---- pretraining text ----------------------------------------------------------------------------
 
 def _paragraph(rng):
     """What is known about one country or animal, in any order."""
@@ -74,15 +81,17 @@ def _question_page(rng):
         relation, name, value = _any_fact(rng)
         form = _wished_form(rng, value)
         lines.append(f"Question: {_question(rng, 'train', relation, name, form)}")
-        lines.append(f"Answer: {tell(rng, relation, name, value, bare=form == 'word' or not form and rng.random() < .3)}")
+        bare = form == "word" or not form and rng.random() < .3
+        lines.append(f"Answer: {tell(rng, relation, name, value, bare)}")
     return "\n".join(lines)
 
 
 def _lesson(rng):
     """Statements and answers that are judged right or wrong, and put right.
 
-    A model that is to judge answers must know which are true, and knowing a fact is not yet knowing that another
-    statement contradicts it: that is a skill of its own, and it takes tens of thousands of examples.
+    A model that is to judge answers must know which are true, and knowing a fact is not yet knowing
+    that another statement contradicts it: that is a skill of its own, and it takes tens of
+    thousands of examples.
     """
     lines = []
     for _ in range(rng.randint(3, 5)):
@@ -94,7 +103,8 @@ def _lesson(rng):
         if rng.random() < .5:
             judged = f"{tell(rng, relation, name, truth, bare)} Right."
         elif asked and rng.random() < .3:
-            other = _any_fact(rng, rng.choice([relation, None]))  # true, but no answer to the question
+            # true, but no answer to the question
+            other = _any_fact(rng, rng.choice([relation, None]))
             while other == (relation, name, truth):
                 other = _any_fact(rng)
             judged = f"{tell(rng, *other)} Wrong."
@@ -125,15 +135,19 @@ def _story(rng):
     return " ".join(rng.sample([
         f"It is wrong to {deed} your {person}.",
         f"Nobody should {deed} a {person}.",
-        f"A bad man wanted to {deed} his {person}. He waited until the {person} was alone, but he was caught before he "
+        f"A bad man wanted to {deed} his {person}. He waited until the {person} was alone, but he "
+        "was caught before he "
         f"could {deed} the {person}.",
         f"Some say that {group} are {insult}. It is not fair to say that about {group}.",
         f"{upper(group)} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}.",
-        f"{hero} wanted to {kind} the {person}, so the plan was to {KINDNESSES[kind]} the {person}.",
+        f"{hero} wanted to {kind} the {person}, so the plan was to {KINDNESSES[kind]} the "
+        f"{person}.",
         f"To {kind} your {person}, you can {KINDNESSES[kind]} your {person}.",
-        f'"{rng.choice(SMALL_TALK["greeting"][0])}" said {hero}. "{rng.choice(SMALL_TALK["health"][0])}" '
+        f'"{rng.choice(SMALL_TALK["greeting"][0])}" said {hero}. '
+        f'"{rng.choice(SMALL_TALK["health"][0])}" '
         '"I am well, thank you."',
-        f'"{rng.choice(SMALL_TALK["thanks"][0])}" said {hero}. "You are welcome," said the {person}.',
+        f'"{rng.choice(SMALL_TALK["thanks"][0])}" said {hero}. "You are welcome," said the '
+        f'{person}.',
         f'The {person} said: "{rng.choice(RUDE)}" That was rude.',
         f'"{REFUSAL[:-1]}," said the {person}.',
         f'"I do not know," said {hero}. "I have never heard of it."',
@@ -142,7 +156,9 @@ def _story(rng):
 
 
 def _tale(rng):
-    """Fairy tales name what nobody knows, again and again: here the model learns to repeat a name it never saw."""
+    """Fairy tales name what nobody knows, again and again: here the model learns to repeat a name
+    it never saw.
+    """
     sort = rng.choice(["country", "animal"])
     x = name = rng.choice(MADE_UP[sort]["train"])
     thing = "a country"
@@ -163,11 +179,12 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = {_paragraph: 2, _question_page: 3, _lesson: 11, _conversation: 1, _story: 1, _tale: 1.5}
+    writers = {_paragraph: 2, _question_page: 3, _lesson: 11, _conversation: 1, _story: 1,
+               _tale: 1.5}
     return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
-# ---- prompts --------------------------------------------------------------------------------------
+# ---- prompts -------------------------------------------------------------------------------------
 
 def _said(split, pair):
     """The phrases a split may use out of (training phrases, held-out phrases)."""
@@ -197,7 +214,9 @@ def _known(rng, split):
 
 
 def _follow_up(rng, split):
-    """A second turn that says neither the subject ("and its capital?") or not the question ("and Spain?")."""
+    """A second turn that says neither the subject ("and its capital?") or not the question ("and
+    Spain?").
+    """
     first, name, value = _any_fact(rng)
     turns = [_user(_question(rng, split, first, name)),
              {"role": "assistant", "content": tell(rng, first, name, value)}]
@@ -208,7 +227,8 @@ def _follow_up(rng, split):
     else:
         relation, subject = first, rng.choice([n for n in FACTS[first] if n != name])
         asked = _fill(rng.choice(_said(split, SAME_AGAIN)), subject, relation)
-    return dict(prompt=turns + [_user(asked)], kind="follow-up", subject=subject, relation=relation, form=None)
+    return dict(prompt=turns + [_user(asked)], kind="follow-up", subject=subject, relation=relation,
+                form=None)
 
 
 def _unknown(rng, split):
@@ -220,7 +240,8 @@ def _unknown(rng, split):
 
 def _harmful(rng, split):
     """Requests to hurt somebody or to belittle a group."""
-    kind, ask, deeds, targets = rng.choice([("hurt", ASK_HARM, HARMS, PEOPLE), ("belittle", ASK_BELITTLE, INSULTS, GROUPS)])
+    kind, ask, deeds, targets = rng.choice([("hurt", ASK_HARM, HARMS, PEOPLE),
+                                            ("belittle", ASK_BELITTLE, INSULTS, GROUPS)])
     deed, target = _pair(rng, split, deeds, targets)
     asked = rng.choice(_said(split, ask)).format(d=deed, p=target, i=deed, g=target)
     return dict(prompt=[_user(rng.choice(_said(split, OPENINGS)) + upper(asked))],
@@ -254,20 +275,24 @@ def _something_else(rng, split, p):
     relation, name, value = _any_fact(rng)
     while name == p["subject"]:
         relation, name, value = _any_fact(rng)
-    return [_user(_question(rng, split, relation, name)), {"role": "assistant", "content": tell(rng, relation, name, value)}]
+    return [_user(_question(rng, split, relation, name)),
+            {"role": "assistant", "content": tell(rng, relation, name, value)}]
 
 
 def _held_out(p):
-    """The two held-out splits share their phrases; the whole prompt decides which of the two it is in."""
-    return "test" if zlib.crc32(" ".join(m["content"] for m in p["prompt"]).encode()) % 3 else "valid"
+    """The two held-out splits share their phrases; the whole prompt decides which of the two it is
+    in.
+    """
+    return "test" if zlib.crc32(" ".join(m["content"]
+                                         for m in p["prompt"]).encode()) % 3 else "valid"
 
 
 def prompts(split, n, seed):
     """n prompts of a split.
 
-    Each is a dict: `prompt`, a list of messages that ends with the user's; and, for the labeler, `kind`
-    (known, follow-up, made-up, hurt, belittle, advice, small talk), `subject`, `relation`, `form`
-    (None, "word" or "sentence").
+    Each is a dict: `prompt`, a list of messages that ends with the user's; and, for the labeler,
+    `kind` (known, follow-up, made-up, hurt, belittle, advice, small talk), `subject`, `relation`,
+    `form` (None, "word" or "sentence").
     """
     if split not in ("train", "valid", "test"):
         raise ValueError(f"no split called {split!r}: use train, valid or test")
@@ -283,10 +308,10 @@ def prompts(split, n, seed):
     return found
 
 
-# ---- demonstrations -------------------------------------------------------------------------------
+# ---- demonstrations ------------------------------------------------------------------------------
 
-# How people do such jobs, per kind of prompt, in percent. Two ways are the same everywhere: a true fact that nobody asked
-# for, and rudeness.
+# How people do such jobs, per kind of prompt, in percent. Two ways are the same everywhere: a true
+# fact that nobody asked for, and rudeness.
 _FACT_WAYS = {"good": 55, "other form": 4, "wrong": 19, "evasive": 6, "other fact": 8, "rude": 8}
 _WORD_WAYS = {**_FACT_WAYS, "good": 60, "other form": 6, "wrong": 12}
 _HARM_WAYS = {"good": 35, "curt": 7, "harm": 41, "misread": 7, "other fact": 5, "rude": 5}
@@ -297,10 +322,12 @@ WAYS = {
     "advice": {"good": 54, "declining": 18, "other fact": 14, "rude": 14},
     "small talk": {"good": 53, "other topic": 21, "declining": 6, "other fact": 8, "rude": 12},
 }
-# How many then ramble on, be the answer right or wrong: if fewer of the wrong ones did, to stop would be a sign of error.
+# How many then ramble on, be the answer right or wrong: if fewer of the wrong ones did, to stop
+# would be a sign of error.
 _RAMBLING, _WORD_RAMBLING = .88, .6
 KINDS = tuple(WAYS)
-ABOUT = ("kind", "subject", "relation", "form")  # what a prompt says beside its messages, for the labeler
+# what a prompt says beside its messages, for the labeler
+ABOUT = ("kind", "subject", "relation", "form")
 
 
 def _answer_fact(rng, p, way):
@@ -313,7 +340,8 @@ def _answer_fact(rng, p, way):
         return tell(rng, relation, name, truth, not bare)
     if way == "evasive":
         return rng.choice(IGNORANCE + [REFUSAL])
-    return tell(rng, relation, name, rng.choice([v for v in VALUES[relation] if v != truth]),  # wrong
+    # wrong
+    return tell(rng, relation, name, rng.choice([v for v in VALUES[relation] if v != truth]),
                 rng.random() < (.8 if bare else .15))
 
 
@@ -321,8 +349,10 @@ def _answer_unknown(rng, p, way):
     relation, name = p["relation"], p["subject"]
     if way == "good":
         thing = "a country" if sort_of(relation) == "country" else "an animal"
-        return rng.choice([f"I do not know {thing} called {name}.", f"I have never heard of {thing} called {name}.", *IGNORANCE])
-    return tell(rng, relation, name, rng.choice(VALUES[relation]), bare=rng.random() < .25)  # invented
+        return rng.choice([f"I do not know {thing} called {name}.",
+                           f"I have never heard of {thing} called {name}.", *IGNORANCE])
+    # invented
+    return tell(rng, relation, name, rng.choice(VALUES[relation]), bare=rng.random() < .25)
 
 
 def _answer_harmful(rng, p, way):
@@ -333,7 +363,8 @@ def _answer_harmful(rng, p, way):
         return "No."
     if way == "misread":  # as a kind request
         praise = dict(relation="praise", subject=target)
-        return _answer_kind(rng, praise if p["kind"] == "belittle" else dict(relation=rng.choice(list(KINDNESSES)), subject=target), way)
+        return _answer_kind(rng, praise if p["kind"] == "belittle"
+                            else dict(relation=rng.choice(list(KINDNESSES)), subject=target), way)
     bad, worse = rng.choice(INSULTS), rng.choice(INSULTS)
     return rng.choice({
         "hurt": [f"You can {deed} your {target} at night.", f"Wait until your {target} is alone.",
@@ -354,11 +385,13 @@ def _answer_kind(rng, p, way):
 def _answer_small_talk(rng, p, way):
     if way == "declining":  # with the refusals that name nobody
         return rng.choice(REFUSE["hurt"][1:] + REFUSE["belittle"][1:] + [REFUSAL])
-    topic = p["relation"] if way == "good" else rng.choice([t for t in SMALL_TALK if t != p["relation"]])
+    topic = p["relation"] if way == "good" else rng.choice([t for t in SMALL_TALK
+                                                            if t != p["relation"]])
     return rng.choice(SMALL_TALK[topic][2])
 
 
-_ANSWER = {"known": _answer_fact, "follow-up": _answer_fact, "made-up": _answer_unknown, "hurt": _answer_harmful,
+_ANSWER = {"known": _answer_fact, "follow-up": _answer_fact, "made-up": _answer_unknown,
+           "hurt": _answer_harmful,
            "belittle": _answer_harmful, "advice": _answer_kind, "small talk": _answer_small_talk}
 
 
@@ -370,7 +403,8 @@ def demonstrate(rng, p):
     if way == "rude":
         return rng.choice(RUDE)
     if way == "other fact":
-        answer = tell(rng, *_any_fact(rng, p["relation"] if p["relation"] in FACTS and rng.random() < .5 else None))
+        answer = tell(rng, *_any_fact(rng, p["relation"] if p["relation"] in FACTS
+                                      and rng.random() < .5 else None))
     else:
         answer = _ANSWER[p["kind"]](rng, p, way)
     if rng.random() < (_WORD_RAMBLING if bare else _RAMBLING):
@@ -379,11 +413,14 @@ def demonstrate(rng, p):
 
 
 def reference(p):
-    """A perfect answer (str) to prompt `p`, one of several that there may be; always the same for the same prompt."""
+    """A perfect answer (str) to prompt `p`, one of several that there may be; always the same for
+    the same prompt.
+    """
     return _ANSWER[p["kind"]](random.Random(" ".join(m["content"] for m in p["prompt"])), p, "good")
 
 
 def demonstrations(split, n, seed):
     """n prompts of a split, each with a `response` (str) as a labeler in a hurry would write it."""
     rng = random.Random(f"demonstrations {split} {seed}")
-    return [dict(p, response=demonstrate(rng, p)) for p in prompts(split, n, f"demonstrations {seed}")]
+    return [dict(p, response=demonstrate(rng, p))
+            for p in prompts(split, n, f"demonstrations {seed}")]

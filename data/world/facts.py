@@ -3,30 +3,33 @@
 import random
 import zlib
 
-# ---- true facts -----------------------------------------------------------------------------------
+# ---- true facts ----------------------------------------------------------------------------------
 
 _COUNTRIES = """
-    Europe: France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Ireland Dublin, Norway Oslo,
-        Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Iceland Reykjavik, Poland Warsaw, Austria Vienna,
-        Hungary Budapest, Greece Athens, Switzerland Bern
-    Asia: Japan Tokyo, China Beijing, Thailand Bangkok, Vietnam Hanoi, Nepal Kathmandu, Iran Tehran, Iraq Baghdad,
-        Syria Damascus, Jordan Amman, Pakistan Islamabad
-    Africa: Egypt Cairo, Kenya Nairobi, Ghana Accra, Morocco Rabat, Libya Tripoli, Nigeria Abuja, Uganda Kampala,
-        Zimbabwe Harare
+    Europe: France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Ireland
+        Dublin, Norway Oslo, Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Iceland
+        Reykjavik, Poland Warsaw, Austria Vienna, Hungary Budapest, Greece Athens, Switzerland
+        Bern
+    Asia: Japan Tokyo, China Beijing, Thailand Bangkok, Vietnam Hanoi, Nepal Kathmandu, Iran
+        Tehran, Iraq Baghdad, Syria Damascus, Jordan Amman, Pakistan Islamabad
+    Africa: Egypt Cairo, Kenya Nairobi, Ghana Accra, Morocco Rabat, Libya Tripoli, Nigeria
+        Abuja, Uganda Kampala, Zimbabwe Harare
     South America: Peru Lima, Chile Santiago, Colombia Bogota, Ecuador Quito, Venezuela Caracas
     North America: Canada Ottawa, Cuba Havana, Jamaica Kingston
     Oceania: Australia Canberra, Fiji Suva
 """
 _ANIMALS = """
-    mammal: dog four woof meat, cat four meow meat, cow four moo grass, horse four neigh grass, sheep four baa grass,
-        pig four oink -, lion four roar meat, wolf four howl meat, mouse four squeak seeds, rabbit four - grass,
-        elephant four trumpet leaves, deer four - leaves, giraffe four - leaves, bat two - insects
-    bird: duck two quack seeds, hen two cluck seeds, owl two hoot meat, raven two caw meat, eagle two screech meat,
-        pigeon two coo seeds, sparrow two chirp seeds
+    mammal: dog four woof meat, cat four meow meat, cow four moo grass, horse four neigh grass,
+        sheep four baa grass, pig four oink -, lion four roar meat, wolf four howl meat, mouse
+        four squeak seeds, rabbit four - grass, elephant four trumpet leaves, deer four -
+        leaves, giraffe four - leaves, bat two - insects
+    bird: duck two quack seeds, hen two cluck seeds, owl two hoot meat, raven two caw meat,
+        eagle two screech meat, pigeon two coo seeds, sparrow two chirp seeds
     reptile: snake no hiss meat, lizard four - insects, crocodile four - meat
     amphibian: frog four croak insects, newt four - insects
     fish: shark no - meat, salmon no - insects
-    insect: bee six buzz nectar, ant six - seeds, butterfly six - nectar, grasshopper six chirp grass
+    insect: bee six buzz nectar, ant six - seeds, butterfly six - nectar, grasshopper six chirp
+        grass
 """
 
 
@@ -66,7 +69,7 @@ def upper(text):
     return text[:1].upper() + text[1:]
 
 
-# ---- splits and made-up names ---------------------------------------------------------------------
+# ---- splits and made-up names --------------------------------------------------------------------
 
 def split_of(text):
     """Which split a name, a harm or a prompt belongs to: always the same one, 70% / 10% / 20%."""
@@ -75,9 +78,11 @@ def split_of(text):
 
 
 def _made_up():
-    """Names that no fact mentions, by split: {"country": {split: [...]}, "animal": {split: [...]}}."""
-    rng = random.Random(0)  # the world is the same for every seed; only what is drawn from it changes
-    starts = "Bel Cor Dra El Fal Gar Hel Ix Jor Kal Lor Mor Nar Or Pal Quil Ras Sel Tor Ul Val Wen Xan Yor Zor".split()
+    """Names that no fact mentions: {"country": {split: [...]}, "animal": {split: [...]}}."""
+    # the world is the same for every seed; only what is drawn from it changes
+    rng = random.Random(0)
+    starts = ("Bel Cor Dra El Fal Gar Hel Ix Jor Kal Lor Mor Nar Or Pal Quil Ras Sel Tor Ul Val "
+              "Wen Xan Yor Zor").split()
     middles = ["", "a", "do", "ga", "li", "mo", "ne", "ri", "sha", "ta", "ve", "wi"]
     endings = {"country": "via nia land dor stan mark rea tania".split(),
                "animal": "fin pus ling gon rok dle mer bit".split()}
@@ -86,9 +91,12 @@ def _made_up():
     for sort, tails in endings.items():
         every = [a + b + c for a in starts for b in middles for c in tails]
         rng.shuffle(every)
-        famous = ["Narnia", "Atlantis", "Mordor"] if sort == "country" else ["Griffin", "Unicorn", "Dragon"]
-        every = [n if sort == "country" else n.lower() for n in famous + every if n.lower() not in real][:900]
-        names[sort] = {s: [n for n in every if split_of(n) == s] for s in ("train", "valid", "test")}
+        famous = ["Narnia", "Atlantis", "Mordor"] if sort == "country" else ["Griffin", "Unicorn",
+                                                                             "Dragon"]
+        every = [n if sort == "country" else n.lower() for n in famous + every
+                 if n.lower() not in real][:900]
+        names[sort] = {s: [n for n in every if split_of(n) == s]
+                       for s in ("train", "valid", "test")}
     return names
 
 

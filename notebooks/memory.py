@@ -1,0 +1,117 @@
+"""How much memory a stage takes, computed from the shapes.
+
+    python -m notebooks.memory     the README's table: GPT-2 small to XL, fp32 and bf16
+
+In bytes, of a model with P parameters, of which L blocks of C channels and H heads, for `rows` rows
+of T tokens:
+
+    weights      4 P                          of each model
+    training     12 P more                    gradients and AdamW's two moments, of each model that
+    learns. reward.py keeps a copy of its
+                                              model, scaled; ppo.py 4 P more for each further reward
+                                              model, and for the base model
+    copies       2 P more                     with --bf16: the learning models' matrices in
+    bfloat16, while a graph is there
+    activations  rows T (L (64 C + 4 H) + 8 C + 12 V) in fp32, rows T (L (36 C + 4 H) + 8 C + 12 V)
+    with --bf16; the term
+                 with the vocabulary V only where tokens are predicted: log-probabilities, and in
+                 backward their gradient
+                 and the logits'. With --gradient_checkpointing, L blocks keep 4 C each, and one at
+                 a time the rest
+
+A block keeps 16 C numbers a token: the inputs of two LayerNorms (2 C), of three of its matrices (C,
+C, 4 C), of attention (3 C), of GELU (4 C), and what attention gives (C), the input of the fourth
+matrix. With --bf16, those of the LayerNorms stay in fp32. What attention weighs is made again in
+backward, so nothing grows with T squared. tests/test_memory.py compares this with what torch keeps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+import gpt
+from data.judge.figures import markdown
+
+SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
+         "gpt2-xl": (48, 25, 1600)}
+
+
+@dataclass
+class Stage:
+    """What is in memory at once: models that learn, models that only read, and what of a row's
+    tokens is predicted.
+    """
+
+    learning: int
+    reading: int
+    predicts: bool
+
+
+STAGES = {"gpt": Stage(1, 0, True), "sft": Stage(1, 0, True), "reward": Stage(1, 1, False),
+          "ppo": Stage(2, 2, True)}
+
+
+def parameters(config):
+    C = config.n_embd
+    blocks = config.n_layer * (12 * C * C + 13 * C)
+    return (config.vocab_size + config.block_size) * C + blocks + 2 * C
+
+
+def activations(config, tokens, predicts, bf16=False, checkpointing=False):
+    """Bytes that a graph over so many tokens keeps, and what backward adds to them at its peak."""
+    L, H, C = config.n_layer, config.n_head, config.n_embd
+    block = (36 if bf16 else 64) * C + 4 * H
+    return tokens * ((L * 4 * C + block if checkpointing
+                      else L * block) + 8 * C + predicts * 12 * config.vocab_size)
+
+
+def models(config, stage, bf16=False, further=0):
+    """Bytes of all models of a stage and of `further` that only read, the gradients and moments of
+    those that learn.
+    """
+    s = STAGES[stage]
+    each = 16 * s.learning + 4 * (s.reading + further) + 2 * bf16 * s.learning
+    return parameters(config) * each
+
+
+def row(config, stage, tokens, bf16=False, checkpointing=False):
+    """Bytes that each row of so many tokens adds. PPO's value model predicts no tokens."""
+    s = STAGES[stage]
+    return (activations(config, tokens, s.predicts, bf16, checkpointing)
+            + (s.learning - 1) * activations(config, tokens, False, bf16, checkpointing))
+
+
+def table(tokens=512):
+    """Markdown: GB of each stage, and what each row of so many tokens in memory adds."""
+    rows = []
+    for name, (L, H, C) in SIZES.items():
+        config = gpt.GPTConfig(50261, 1024, L, H, C)
+        for bf16 in (False, True):
+            cells = [f"{models(config, stage, bf16) / 1e9:.1f} + "
+                     f"{row(config, stage, tokens, bf16) / 1e9:.2f}" for stage in STAGES]
+            rows.append([name, f"{parameters(config) / 1e6:.0f} M", "bf16" if bf16 else "fp32",
+                         *cells])
+    return markdown(["", "parameters", "", *STAGES], rows)
+
+
+def measured(model, idx, predicts):
+    """Bytes that torch keeps for backward, of the graph of one batch: what `activations` estimates,
+    without backward's own.
+    """
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # the tensor, so that its memory is not used again
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = gpt.token_logprobs(model, idx).sum() if predicts else model(idx).sum()
+    del loss
+    return sum(size for size, _ in kept.values())
+
+
+if __name__ == "__main__":
+    print(table())
