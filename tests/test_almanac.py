@@ -57,7 +57,7 @@ def test_follow_ups_name_what_they_refer_to_only_in_an_earlier_turn():
 
 
 def test_pretraining_text_tells_no_lies_but_those_it_calls_wrong():
-    from data import labeler
+    from data.world import labeler
     for document in almanac.text(400, 5):
         for line in document.split("\n"):
             if line.startswith("Question") or line.endswith(("Right.", "Wrong.")) or "Wrong:" in line or '"' in line or "tale" in line:

@@ -149,7 +149,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tokenizer, tmp_path, monkey
     wrong(r"wte.weight is \(304, 32\), config.json wants \(304, 64\)", config(n_embd=64))
     wrong("activation_function is relu, and this code has gelu_new", config(activation_function="relu"))
     wrong("this code reads GPT-2", config(model_type="llama"))
-    wrong("h.2.ln_1.weight is missing", config(n_layer=3))
+    wrong("h.2.attn.c_attn.weight is missing", config(n_layer=3))
     monkeypatch.setattr(gpt2, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(gpt2, "HUB", "http://127.0.0.1:9/{}/{}")
     with pytest.raises(UserError, match="gpt2-medium cannot be downloaded"):
@@ -160,9 +160,9 @@ def test_every_stage_starts_from_a_folder(tmp_path):
     theirs(tmp_path / "gpt2")
     out = str(tmp_path / "out")
     sft.train(sft.Config(out=out, init=str(tmp_path / "gpt2"), steps=2, batch=2, demonstrations=40))
-    gpt.train(gpt.Config(out=out, export=str(tmp_path / "policy")))
+    start.export_checkpoint(gpt.Config(out=out, export=str(tmp_path / "policy")))
     reward.train(reward.Config(out=out, init=str(tmp_path / "policy"), prompts=40, test_prompts=20, k=2, batch=4, max_new_tokens=4))
-    gpt.train(gpt.Config(out=out, export=str(tmp_path / "judge"), ckpt=f"{out}/reward/ckpt.pt"))
+    start.export_checkpoint(gpt.Config(out=out, export=str(tmp_path / "judge"), ckpt=f"{out}/reward/ckpt.pt"))
     assert json.loads((tmp_path / "judge" / "config.json").read_text())["architectures"] == ["GPT2ForSequenceClassification"]
 
 

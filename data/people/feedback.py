@@ -146,7 +146,7 @@ def read_keys(typed, k):
     """What keys say about k answers -> (ranks or None while more keys are needed, {criterion:
     answers that fail it}).
 
-    ranks: a list of k numbers, 1 is best, equal ranks are ties. A key that can not follow raises
+    ranks: a list of k numbers, 1 is best, equal ranks are ties. A key that cannot follow raises
     ValueError.
     """
     groups, fails, tie, criterion, done = [], {}, False, None, False
@@ -170,7 +170,7 @@ def read_keys(typed, k):
         elif key in "\r\n" and not criterion:
             done = True
         else:
-            raise ValueError(f"{key!r} can not follow here")
+            raise ValueError(f"{key!r} cannot follow here")
     others = [i for i in range(k) if i not in sum(groups, [])]
     if done and not groups:  # an answer is the worse, the more criteria it fails
         failures = [sum(i in found for found in fails.values()) for i in range(k)]
