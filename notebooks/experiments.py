@@ -36,7 +36,7 @@ import reward
 from data import sampling, start
 from data.files import records as files
 from data.judge import answers as judging
-from data.judge import figures
+from data.judge.figures import markdown, read_results
 from data.run.checkpoint import write_figure
 from data.run.cli import UserError
 from data.run.run import in_round, time_left
@@ -109,7 +109,7 @@ def run(trial, root, experiment, figures):
     """
     out = place(root / experiment / file_name(trial.name), root,
                 ["gpt", "sft"] + ["reward"] * (not trial.comparisons))
-    common = dict(out=str(out), seed=figures.read_results(root)["ppo"]["config"]["seed"])
+    common = dict(out=str(out), seed=read_results(root)["ppo"]["config"]["seed"])
     if not (out / "reward" / "results.json").exists():
         files.write_jsonl(out / "comparisons.jsonl", trial.comparisons(root))
         reward.train(reward.Config(data=str(out / "comparisons.jsonl"), **common))
@@ -152,7 +152,7 @@ def table(found):
             around = f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else ""
             cells.append(f"{statistics.mean(x):.2f}{around}")
         rows.append([row, *cells])
-    return figures.markdown(["", *names], rows)
+    return markdown(["", *names], rows)
 
 
 # ---- PPO's options -------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def best(root, rm, n_prompts=300):
     members, _ = start.reward_models(rm, tokenizer)
     cfg = ppo.Config()
     prompts = almanac.prompts("test", n_prompts,
-                              figures.read_results(root)["ppo"]["config"]["seed"])
+                              read_results(root)["ppo"]["config"]["seed"])
     prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     torch.manual_seed(0)
     plain = judging.judge_all(prompts, sampling.answers(model, tokenizer, prompts,

@@ -101,11 +101,11 @@ def test_text_comes_from_several_files_and_folders(tmp_path):
 
 
 def test_no_prompt_is_both_trained_on_and_held_out():
-    records = [dict(prompt=[dict(role="user", content=str(n % 50))], response=str(n)) for n in range(200)]
-    training, held_out = records.split(records)
+    found = [dict(prompt=[dict(role="user", content=str(n % 50))], response=str(n)) for n in range(200)]
+    training, held_out = records.split(found)
     assert {r["prompt"][0]["content"] for r in held_out} == {"0", "20", "40"} and len(training) + len(held_out) == 200
     assert not {str(r["prompt"]) for r in training} & {str(r["prompt"]) for r in held_out}
-    assert records.split(["a", "b", "a"]) == (["b"], ["a", "a"]) and records.split(records[:1]) == (records[:1], records[:1])
+    assert records.split(["a", "b", "a"]) == (["b"], ["a", "a"]) and records.split(found[:1]) == (found[:1], found[:1])
 
 
 def test_a_broken_archive_is_one_sentence(tmp_path):

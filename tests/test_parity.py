@@ -111,7 +111,8 @@ def test_adamw_by_its_paper():
         g = theta - target.numpy()
         m, v = .9 * m + .1 * g, .95 * v + .05 * g ** 2
         theta = theta - .01 * (m / (1 - .9 ** t) / (np.sqrt(v / (1 - .95 ** t)) + 1e-5) + .1 * theta)
-        gpt.update(torch.nn.ParameterList([weight]), opt, [.5 * ((weight - target) ** 2).sum()], lr=.01)
+        (.5 * ((weight - target) ** 2).sum()).backward()
+        gpt.optimizer_step(torch.nn.ParameterList([weight]), opt, lr=.01)
         np.testing.assert_allclose(weight.detach().numpy(), theta, rtol=1e-6)
 
 

@@ -23,7 +23,7 @@ import sft
 from data.people import chat
 from data.files import records
 from data.judge import report
-from data import start
+from data import sampling, start
 from data.run import checkpoint
 from data.run.cli import UserError
 
@@ -311,7 +311,7 @@ def test_answers_stream_whole_characters(pipeline, monkeypatch):
     _, tokenizer, _ = gpt.load(pipeline[0] / "sft" / "ckpt.pt")
     ids = tokenizer.encode("é🙂")
     assert len(ids) > 2
-    monkeypatch.setattr(gpt, "stream", lambda *args: iter([(None, torch.tensor([i])) for i in [*ids, tokenizer.end]]))
+    monkeypatch.setattr(sampling, "stream", lambda *args: iter([(None, torch.tensor([i])) for i in [*ids, tokenizer.end]]))
     pieces = list(chat.reply(pipeline[1], tokenizer, [{"role": "user", "content": "x"}], 8, 1.0))
     assert "".join(pieces) == "é🙂" and "\ufffd" not in "".join(pieces)
 

@@ -1,0 +1,89 @@
+"""The house: imports have one direction, and a reader finds the algorithm of a stage on one screen."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("gpt", "sft", "reward", "ppo")
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("data/**/*.py")])
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path) for path in FILES}
+
+
+def imported(tree):
+    """The modules of this project that are imported anywhere in a file, also inside functions."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"data[\w.]+:\w+", str(node.value)):
+            continue  # the command of a flag: looked up when it is asked for, above all stages
+    return found & NAMES - {"data"}
+
+
+GRAPH = {name_of(path): imported(ast.parse(path.read_text())) for path in FILES}
+
+
+def below(name):
+    """All that a module imports, and what that imports, and so on."""
+    found, todo = set(), [name]
+    while todo:
+        for other in GRAPH[todo.pop()] - found:
+            found.add(other)
+            todo.append(other)
+    return found
+
+
+def test_the_graph_sees_the_imports():
+    assert {"gpt", "data.start", "data.sampling"} <= GRAPH["ppo"] and "data.tokenizer" in GRAPH["gpt"]
+
+
+def test_nothing_that_gpt_imports_imports_gpt():
+    assert below("gpt") and not [name for name in below("gpt") if "gpt" in GRAPH[name]]
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_no_module_imports_itself_through_others(name):
+    assert name not in below(name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_own_modules_are_imported_at_the_top(path):
+    tree = ast.parse(path.read_text())
+    inside = [node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)]
+    late = [node for node in inside if isinstance(node, (ast.Import, ast.ImportFrom)) and imported(ast.Module([node], []))]
+    assert not late
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted(ROOT.glob("notebooks/**/*.py"))], ids=lambda path: path.stem)
+def test_lines_have_at_most_100_columns(path):
+    assert not [line for line in path.read_text().splitlines() if len(line) > 100]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_train_is_the_algorithm_on_one_screen(stage):
+    text = (ROOT / f"{stage}.py").read_text()
+    train, = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "train"]
+    loop, = [node for node in train.body if isinstance(node, ast.For)]
+    assert train.end_lineno - train.lineno + 1 <= 45 and loop.lineno - train.lineno <= 15
+    steps = re.findall(r"# (\d)\. ", "\n".join(text.splitlines()[train.lineno:train.end_lineno]))
+    assert steps == [str(n) for n in range(1, len(steps) + 1)] and len(steps) >= 3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_training_step_is_seen_where_it_happens(stage):
+    """The loss, its gradient and the optimiser's step stand within a few lines of each other."""
+    lines = [line.strip() for line in (ROOT / f"{stage}.py").read_text().splitlines()]
+    loss, = [n for n, line in enumerate(lines) if line == "loss.backward()"]
+    assert any(line.startswith("loss = ") for line in lines[loss - 2:loss])
+    assert any("optimizer_step(" in line for line in lines[loss + 1:loss + 4])
