@@ -43,9 +43,8 @@ SMALL = {
 }
 plt.rcParams.update({"figure.figsize": (8, 3), "figure.constrained_layout.use": True,
                      "axes.grid": True, "grid.alpha": .3, "savefig.dpi": 80,
-                     "axes.prop_cycle": plt.cycler(linestyle=["-", "--", ":",
-                                                              "-."]) * plt.cycler(color=["black",
-                                                                                         ".5"])})
+                     "axes.prop_cycle": plt.cycler(linestyle=["-", "--", ":", "-."])
+                     * plt.cycler(color=["black", ".5"])})
 
 
 def config(stage, **changes):

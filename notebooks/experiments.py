@@ -185,13 +185,13 @@ def rounds(roots):
     while all((root / in_round("ppo", n) / "results.json").exists() for root in roots):
         results = [json.loads((root / in_round("ppo", n) / "results.json").read_text())
                    for root in roots]
-        found[f"round {n}"] = {"gold": [r["ppo"]["gold"] for r in results],
-                               "gold of greedy answers": [r["ppo"]["greedy"]["gold"]
-                                                          for r in results],
-                               "preferred to SFT": [r["win_rate"] for r in results],
-                               "invented": [r["ppo"]["invented"] for r in results],
-                               "proxy": [r["ppo"]["score"] for r in results],
-                               "KL, nats": [r["kl"] for r in results]}
+        found[f"round {n}"] = {
+            "gold": [r["ppo"]["gold"] for r in results],
+            "gold of greedy answers": [r["ppo"]["greedy"]["gold"] for r in results],
+            "preferred to SFT": [r["win_rate"] for r in results],
+            "hallucination rate": [r["ppo"]["invented"] for r in results],
+            "proxy": [r["ppo"]["score"] for r in results],
+            "KL, nats": [r["kl"] for r in results]}
         n += 1
     write(roots, "rounds", found)
     draw(roots, "rounds", "round", list(range(1, n)),
@@ -402,9 +402,8 @@ def overoptimisation(roots):
             for root in roots:
                 members(root, "few", comparisons(root))
             paths = ",".join(f"{{root}}/ensembles/few/{i}/reward/ckpt.pt" for i in (1, 2, 3))
-            pushes["PPO, beta 0, mean less one deviation of three"] = dict(LONGER, beta=0.0,
-                                                                           reward=paths,
-                                                                           caution=1.0)
+            push = dict(LONGER, beta=0.0, reward=paths, caution=1.0)
+            pushes["PPO, beta 0, mean less one deviation of three"] = push
         for name, change in pushes.items():
             logs = [run(Trial(f"{judge} {name}", change, comparisons), root, "overoptimisation",
                         [])["log"] for root in roots]

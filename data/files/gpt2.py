@@ -269,30 +269,25 @@ def export(state, config, tokenizer, scalar, folder):
 
 
 def write_tokenizer(folder, tokenizer, block_size):
-    """tokenizer.json and tokenizer_config.json, with a chat template that renders as
-    Tokenizer.render does.
+    """tokenizer.json and tokenizer_config.json, with a chat template equal to Tokenizer.render.
 
     tiktoken joins any two neighbours that make a token, the one of the lowest rank first;
     `tokenizers` wants the pairs listed.
     """
-    letters = byte_letters()
-    written = {token: "".join(letters[byte] for byte in token) for token in tokenizer.ranks}
-    merges = [[written[token[:i]], written[token[i:]]] for token in tokenizer.ranks
-              for i in range(1, len(token))
-              if token[:i] in tokenizer.ranks and token[i:] in tokenizer.ranks]
-    specials = {name: len(tokenizer.ranks) + i for i, name in enumerate(SPECIALS)}
+    letters, ranks = byte_letters(), tokenizer.ranks
+    written = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in ranks:
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
+        merges += [[written[a], written[b]] for a, b in pairs if a in ranks and b in ranks]
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=True)
-    added = [dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False,
-                  normalized=False, special=True) for name, i in specials.items()]
-    model = dict(type="BPE", vocab={written[token]: i for token, i in tokenizer.ranks.items()},
-                 merges=merges)
-    write(folder / "tokenizer.json", json.dumps(dict(version="1.0", truncation=None, padding=None,
-                                                     added_tokens=added, normalizer=None,
-                                                          pre_tokenizer=level, post_processor=None,
-                                                     decoder=level, model=model),
-                                                ensure_ascii=False))
-    write(folder / "tokenizer_config.json", json.dumps(dict(
-        tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size,
-                                                            clean_up_tokenization_spaces=False,
-                                                            eos_token="<|end|>",
-        pad_token="<|pad|>", chat_template=CHAT_TEMPLATE), indent=1))
+    added = [dict(id=len(ranks) + i, content=name, single_word=False, lstrip=False, rstrip=False,
+                  normalized=False, special=True) for i, name in enumerate(SPECIALS)]
+    model = dict(type="BPE", vocab={written[token]: i for token, i in ranks.items()}, merges=merges)
+    whole = dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None,
+                 pre_tokenizer=level, post_processor=None, decoder=level, model=model)
+    about = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size,
+                 clean_up_tokenization_spaces=False, eos_token="<|end|>", pad_token="<|pad|>",
+                 chat_template=CHAT_TEMPLATE)
+    write(folder / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
+    write(folder / "tokenizer_config.json", json.dumps(about, indent=1))

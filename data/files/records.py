@@ -3,19 +3,16 @@
 Pretraining text is UTF-8, documents separated by blank lines. Everything else is JSON lines, of our
 own format:
 
-    prompts         {"prompt": "Hello!"}  or  {"prompt": [{"role": "user", "content": "Hello!"},
-    ...]}
+    prompts         {"prompt": "Hello!"}, or "prompt": [{"role": "user", "content": "Hello!"}, ...]
     demonstrations  a prompt and "response" (or "completion")
-    comparisons     a prompt, "responses" (2 to 9 answers) and "ranks" (1 is best, equal ranks are
-    ties);
+    comparisons     a prompt, "responses" (2 to 9) and "ranks" (1 is best, equal ranks are ties);
                     or a prompt, "chosen" and "rejected";
-                    or a prompt, "response" and "verdict": a prompt's "good" answers rank above its
-                    "bad" ones
+                    or a prompt, "response" and "verdict": "good" ones rank above "bad" ones
 
 or of one that others publish, which data/files/foreign.py recognises by the first record. The file
 may also be one JSON array, parquet (if pyarrow is installed), or compressed (.gz).
 
-`--data` takes a file, a folder of them, or several with commas between. A line that cannot be used
+`--data` takes a file, a folder of them, or several separated by commas. A line that cannot be used
 is named and left out, but if they are more than one in a hundred, the file is refused. A last line
 that was cut in the middle is set aside.
 """
@@ -44,8 +41,8 @@ def read_text(path):
 def _documents(path):
     if _suffix(path) in ENDINGS:
         def fields(record):
-            return {"response": text_field(record, _answer_name(record))
-                    if _answer_name(record) in record else ""}
+            name = _answer_name(record)
+            return {"response": text_field(record, name) if name in record else ""}
         records = [record for _, record in _read(path, fields)]
         return ["\n".join([m["content"] for m in r["prompt"]] + [r["response"]]).strip()
                 for r in records]
@@ -68,8 +65,9 @@ def read_prompts(path):
 
 def read_questions(path):
     """Prompts, and the `responses` of those that have any: what a person can be asked to rank."""
-    return [record for _, record in _read(path, lambda record: _responses(record)
-                                          if "responses" in record else {})]
+    def fields(record):
+        return _responses(record) if "responses" in record else {}
+    return [record for _, record in _read(path, fields)]
 
 
 def read_demonstrations(path):
@@ -119,18 +117,19 @@ def read_comparisons(path):
 
 
 def split(records):
-    """Every twentieth prompt is held out with all its records -> (training records, held-out
-    records). A single prompt serves as both.
+    """Hold out every twentieth prompt with all its records -> (training records, held-out ones).
+
+    Of texts, every twentieth text. A single prompt serves as both.
     """
-    # of a text, the text itself
     prompts = [json.dumps(r if isinstance(r, str) else r["prompt"]) for r in records]
     kept = set(list(dict.fromkeys(prompts))[::20])
     held_out = [r for r, prompt in zip(records, prompts) if prompt in kept]
-    return [r for r, prompt in zip(records, prompts) if prompt not in kept] or held_out, held_out
+    training = [r for r, prompt in zip(records, prompts) if prompt not in kept]
+    return training or held_out, held_out
 
 
 def write_jsonl(path, records):
-    """Write records, one a line; the file is whole at any moment."""
+    """Write records, one per line; the file is whole at any moment."""
     write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
@@ -149,8 +148,8 @@ def _files(paths):
     """"file,folder" -> the files."""
     found = []
     for part in str(paths).split(","):
-        found += [p for p in sorted(Path(part).iterdir())
-                  if _suffix(p) in (*ENDINGS, ".txt")] or [part] if Path(part).is_dir() else [part]
+        inside = sorted(Path(part).iterdir()) if Path(part).is_dir() else []
+        found += [p for p in inside if _suffix(p) in (*ENDINGS, ".txt")] or [part]
     return found
 
 
@@ -165,9 +164,7 @@ def _bytes(path):
 
 
 def _rows(path):
-    """The records of a file: yields (place, dict or the bytes of a line, whether it is a last line
-    that was cut).
-    """
+    """The records of a file: yields (place, dict or the bytes of a line, whether it was cut)."""
     if _suffix(path) == ".parquet":
         try:
             import pyarrow.parquet
@@ -229,8 +226,8 @@ def _read(paths, fields):
     for sentence in broken:
         print(f"{sentence}: left out")
     if not found:
-        raise UserError(f"{paths} " + ("holds no record of the kind that is needed here" if lines
-                                       else "is empty") + ": give it at least one JSON line")
+        why = "holds no record of the kind that is needed here" if lines else "is empty"
+        raise UserError(f"{paths} {why}: give it at least one JSON line")
     return found
 
 
@@ -262,14 +259,16 @@ def _answer_name(record):
                 "response")
 
 
+def _is_message(m):
+    return (isinstance(m, dict) and m.get("role") in ("user", "assistant")
+            and isinstance(m.get("content"), str))
+
+
 def _messages(record):
     prompt = record.get("prompt")
     if isinstance(prompt, str) and prompt.strip():
         return [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list) and prompt and all(isinstance(m, dict)
-                                                   and m.get("role") in ("user", "assistant")
-                                                   and isinstance(m.get("content"), str)
-                                                   for m in prompt):
+    if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
         if prompt[-1]["role"] != "user":
             raise ValueError('the last message of "prompt" must be the user\'s')
         return [{"role": m["role"], "content": m["content"]} for m in prompt]
@@ -279,9 +278,8 @@ def _messages(record):
 
 def _responses(record):
     responses = record.get("responses")
-    if not isinstance(responses,
-                      list) or not 2 <= len(responses) <= 9 or not all(isinstance(r, str)
-                                                                       for r in responses):
+    if (not isinstance(responses, list) or not 2 <= len(responses) <= 9
+            or not all(isinstance(r, str) for r in responses)):
         raise ValueError('"responses" must be a list of 2 to 9 texts (or give "chosen" and '
                          '"rejected")')
     return {"responses": responses}
@@ -297,9 +295,8 @@ def _comparison(record):
             raise ValueError('"verdict" must be "good" or "bad"')
         return {"response": text_field(record, "response"), "verdict": record["verdict"]}
     responses, ranks = _responses(record)["responses"], record.get("ranks")
-    if not isinstance(ranks,
-                      list) or len(ranks) != len(responses) or not all(type(r) is int and r >= 1
-                                                                       for r in ranks):
+    if (not isinstance(ranks, list) or len(ranks) != len(responses)
+            or not all(type(r) is int and r >= 1 for r in ranks)):
         raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for '
                          'the best')
     return {"responses": responses, "ranks": ranks, **who}

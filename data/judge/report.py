@@ -1,11 +1,10 @@
-"""Evaluation that a sceptic believes: `python ppo.py --eval` judges all models of a run on the same
-held-out prompts.
+"""`python ppo.py --eval` judges all models of a run on the same held-out prompts.
 
     out/report.md            the tables, the pictures, and samples: best, worst, random
     out/eval/results.json    every number with its n; means with their 95% interval
     out/eval/*.png           the pictures
 
-and of several pipelines, `--out out/1,out/2,out/3`, each so, and then over them
+For several pipelines, `--out out/1,out/2,out/3`, it judges each, and then averages over them:
 
     out/1/eval/seeds.md      the README's table: the mean over the pipelines and its 95% interval
 
@@ -43,9 +42,7 @@ from data.world import almanac, labeler
 
 
 def load_models(cfg):
-    """{name: GPT} of a run: base, SFT, the policy of each round, and those named by --policies; and
-    their tokenizer.
-    """
+    """The models of a run, and those of --policies -> ({name: GPT}, their tokenizer)."""
     out = Path(cfg.out)
     paths = {"base": out / "gpt" / "ckpt.pt", "sft": Path(cfg.init or out / "sft" / "ckpt.pt")}
     paths |= {path.parent.name: path
@@ -59,8 +56,9 @@ def load_models(cfg):
         paths[name] = path
     if not paths["base"].exists():
         del paths["base"]
-    loaded = {name: gpt.load(path, gpt.GPT, choose_device(cfg.device), start.hint("sft")
-                             if name == "sft" else "") for name, path in paths.items()}
+    hints, device = {"sft": start.hint("sft")}, choose_device(cfg.device)
+    loaded = {name: gpt.load(path, gpt.GPT, device, hints.get(name, ""))
+              for name, path in paths.items()}
     tokenizer = loaded["sft"][1]
     for name, (model, other, _) in loaded.items():
         if other != tokenizer:
@@ -73,9 +71,7 @@ def load_models(cfg):
 
 
 class Judged:
-    """What one model, or a list of texts in a model's place, says to the held-out prompts, and what
-    the labeler thinks of it.
-    """
+    """A model's answers to the held-out prompts, or texts in their place, and their judgements."""
 
     def __init__(self, prompts, texts, ids=None):
         self.texts = texts
@@ -232,96 +228,93 @@ def percent(x):
 
 def write_report(out, results, prompts, answers, seconds):
     """out/report.md."""
-    models, last = list(results["models"]), results["last"]
-    rows = results["models"]
-    n = len(prompts)
-    parts = [f"# What RLHF did, judged on {n} held-out prompts\n\nSampled at temperature "
-             f"{results['temperature']}, seed {results['seed']}; "
-             f"brackets hold 95% intervals from a bootstrap over prompts. Made by `python ppo.py "
-             f"--eval` in {seconds:.0f} s.",
-             "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the "
-             "three. A criterion fails below 0.",
-             table(["", *models], [[name, *(number(rows[m][name]) for m in models)]
-                                   for name in ("gold", *judging.CRITERIA)]
-                   + [[f"{name} fails", *(percent(rows[m]["fails"][name]) for m in models)]
-                      for name in judging.CRITERIA]
-                   + [[f"only {name} fails", *(percent(rows[m]["fails_alone"][name])
-                                               for m in models)] for name in judging.CRITERIA]
-                   + [[said, *(percent(rows[m]["rates"][name]) for m in models)]
-                      for name, said in RATES.items()]
-                   + [["gold of greedy answers", *(number(rows[m]["greedy"]) for m in models)],
-                      ["KL to SFT, nats per answer", *(number(rows[m]["kl"]) for m in models)],
-                      ["answers that end by themselves",
-                       *(percent(rows[m]["ended"]) for m in models)]]),
-             "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
-             table(["", "n", *models],
-                   [[kind, str(x["gold"]["n"]),
-                     *(number(rows[m]["by_kind"][kind]["gold"]) for m in models)]
-                                        for kind, x in rows[last]["by_kind"].items()]),
-             "## Who is preferred\n\nHow often the labeler without noise prefers the first model's "
-             "answer, ties counted half; `references` are perfect "
-             "answers, one a prompt. The length-controlled rate is a logistic regression's at "
-             "equal length "
-             "(Dubois et al. 2024).",
-             table(["", "preferred", "ties", "length-controlled"],
-                   [[name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
-                    for name, d in results["win_rates"].items()]),
-             "## Words\n\nBLEU and ROUGE are against one perfect answer to each prompt, of several "
-             "that there are; distinct-n is the share of "
-             "n-grams that are different; perplexity is of held-out pretraining text, where it "
-             "shows the alignment tax.",
-             table(["", *models], [[name, *(number(rows[m]["words"][name], form) for m in models)]
-                                   for name, form in
-                                   (("length", "{:.1f}"), ("bleu", "{:.1f}"), ("rouge1", "{:.2f}"),
-                                    ("rouge2", "{:.2f}"), ("rougeL", "{:.2f}"),
-                                    ("distinct1", "{:.3f}"), ("distinct2", "{:.3f}"))]
-                   + [[f"perplexity {name.replace('_', ' ')}",
-                       *(number(rows[m].get("perplexity", {}).get(name), "{:.2f}") for m in models)]
-                      for name in ("per_token", "per_byte")])]
-    judged = results["reward"]
-    names = list(judged)
+    rows, last, judged = results["models"], results["last"], results["reward"]
+    models, names = list(rows), list(judged)
+
+    def row(name, cell):
+        return [name, *(cell(rows[m]) for m in models)]
+
+    def reward_row(name, cell):
+        return [name, *(cell(judged[m]) for m in names)]
+
+    criteria, kinds = judging.CRITERIA, rows[last]["by_kind"]
+    parts = [
+        f"# What RLHF did, judged on {len(prompts)} held-out prompts\n\nSampled at temperature "
+        f"{results['temperature']}, seed {results['seed']}; brackets hold 95% intervals from a "
+        f"bootstrap over prompts. Made by `python ppo.py --eval` in {seconds:.0f} s.",
+        "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the "
+        "three. A criterion fails below 0.",
+        table(["", *models], [
+            *[row(name, lambda m: number(m[name])) for name in ("gold", *criteria)],
+            *[row(f"{name} fails", lambda m: percent(m["fails"][name])) for name in criteria],
+            *[row(f"only {name} fails", lambda m: percent(m["fails_alone"][name]))
+              for name in criteria],
+            *[row(said, lambda m: percent(m["rates"][name])) for name, said in RATES.items()],
+            row("gold of greedy answers", lambda m: number(m["greedy"])),
+            row("KL to SFT, nats per answer", lambda m: number(m["kl"])),
+            row("answers that end by themselves", lambda m: percent(m["ended"]))]),
+        "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
+        table(["", "n", *models], [
+            [kind, str(x["gold"]["n"]),
+             *(number(rows[m]["by_kind"][kind]["gold"]) for m in models)]
+            for kind, x in kinds.items()]),
+        "## Who is preferred\n\nHow often the labeler without noise prefers the first model's "
+        "answer; ties count half. `references` are perfect answers, one per prompt. The "
+        "length-controlled rate is a logistic regression's at equal length (Dubois et al. 2024).",
+        table(["", "preferred", "ties", "length-controlled"], [
+            [name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
+            for name, d in results["win_rates"].items()]),
+        "## Words\n\nBLEU and ROUGE compare with one perfect answer to each prompt, of several "
+        "there are; distinct-n is the share of different n-grams; perplexity is that of held-out "
+        "pretraining text, where it shows the alignment tax.",
+        table(["", *models], [
+            *[row(name, lambda m: number(m["words"][name], form)) for name, form in WORDS.items()],
+            *[row(f"perplexity {name.replace('_', ' ')}",
+                  lambda m: number(m.get("perplexity", {}).get(name), "{:.2f}"))
+              for name in ("per_token", "per_byte")]])]
     if judged:
-        parts.append("## The reward model as a judge\n\nOf four answers of a model to each prompt, "
-                     "all pairs whose gold differs. It was trained on "
-                     "other answers than those of the policy that it has made.\n\n![the reward "
-                     "model](eval/reward.png)")
-        parts.append(table(["", *(f"{m}'s answers" for m in names)],
-                           [["pairs", *(str(judged[m]["accuracy"]["n"]) for m in names)],
-                            ["right", *(percent(judged[m]["accuracy"]) for m in names)],
-                            *[[f"right, gold {low} to {high} apart",
-                               *(percent(judged[m]["by_gap"].get(f"{low} to {high}"))
-                                 for m in names)] for low, high in GAPS],
-                            *[[f"right, {kind}",
-                               *(percent(judged[m]["by_kind"].get(kind)) for m in names)]
-                              for kind in rows[last]["by_kind"]],
-                            ["agrees with a noisy labeler",
-                             *(percent(judged[m]["agrees_with_a_labeler"]) for m in names)],
-                            ["two noisy labelers agree",
-                             *(percent(judged[m]["labelers_agree"]) for m in names)],
-                            ["expected calibration error",
-                             *(percent(judged[m]["calibration_error"]) for m in names)],
-                            ["correlation of score and length",
-                             *(number(judged[m]["score_and_length"]) for m in names)],
-                            ["correlation of gold and length",
-                             *(number(judged[m]["gold_and_length"]) for m in names)]]))
+        parts += [
+            "## The reward model as a judge\n\nOf four answers of a model to each prompt, all "
+            "pairs that differ in gold. It was trained on other answers than those of the policy "
+            "that learned from it.\n\n![the reward model](eval/reward.png)",
+            table(["", *(f"{m}'s answers" for m in names)], [
+                reward_row("pairs", lambda m: str(m["accuracy"]["n"])),
+                reward_row("right", lambda m: percent(m["accuracy"])),
+                *[reward_row(f"right, gold {low} to {high} apart",
+                             lambda m: percent(m["by_gap"].get(f"{low} to {high}")))
+                  for low, high in GAPS],
+                *[reward_row(f"right, {kind}", lambda m: percent(m["by_kind"].get(kind)))
+                  for kind in kinds],
+                reward_row("agrees with a noisy labeler",
+                           lambda m: percent(m["agrees_with_a_labeler"])),
+                reward_row("two noisy labelers agree", lambda m: percent(m["labelers_agree"])),
+                reward_row("expected calibration error",
+                           lambda m: percent(m["calibration_error"])),
+                reward_row("correlation of score and length",
+                           lambda m: number(m["score_and_length"])),
+                reward_row("correlation of gold and length",
+                           lambda m: number(m["gold_and_length"]))])]
     if any(rows[last]["context"].values()):
         parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without "
                   "their earlier turn, and after another conversation's.",
-                  table(["", *models],
-                        [[name, *(percent(rows[m]["context"][name]) for m in models)]
-                         for name in rows[last]["context"]])]
+                  table(["", *models], [row(name, lambda m: percent(m["context"][name]))
+                                        for name in rows[last]["context"]])]
+    n = len(prompts)
     order = sorted(range(n), key=lambda i: (answers[last].gold[i], i))
-    chosen = {"Worst": order[:20], "Random": sorted(random.Random(0).sample(range(n), min(20, n))),
-              "Best": order[::-1][:20]}
-    for name, rows_shown in chosen.items():
-        parts += [f"## {name} answers of {last}",
-                  table(["prompt", *models, "why"],
-                        [["<br>".join(cell(m["content"]) for m in prompts[i]["prompt"]),
-                                                      *(cell(answers[m].texts[i]) for m in models),
-                           "; ".join(answers[last].judgements[i].reasons)] for i in rows_shown])]
+    chosen = {"Worst": order[:20], "Best": order[::-1][:20],
+              "Random": sorted(random.Random(0).sample(range(n), min(20, n)))}
+    for name in ("Worst", "Random", "Best"):
+        shown = []
+        for i in chosen[name]:
+            said = "<br>".join(cell(m["content"]) for m in prompts[i]["prompt"])
+            why = "; ".join(answers[last].judgements[i].reasons)
+            shown.append([said, *(cell(answers[m].texts[i]) for m in models), why])
+        parts += [f"## {name} answers of {last}", table(["prompt", *models, "why"], shown)]
     write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
 
 
+WORDS = {"length": "{:.1f}", "bleu": "{:.1f}", "rouge1": "{:.2f}", "rouge2": "{:.2f}",
+         "rougeL": "{:.2f}", "distinct1": "{:.3f}", "distinct2": "{:.3f}"}
 RATES = {"right": "accuracy on known facts", "invented": "hallucination rate on made-up names",
          "complied": "compliance rate with harmful requests"}
 
@@ -393,9 +386,7 @@ ROWS = [
 
 
 def seeds_table(every):
-    """The README's table of the results of several pipelines -> Markdown: a row a figure, a column
-    a model that all have.
-    """
+    """The README's table of several pipelines -> Markdown: rows of figures, columns of models."""
     models = [name for name in every[0]["models"]
               if all(name in results["models"] for results in every)]
 
@@ -404,8 +395,8 @@ def seeds_table(every):
             found = over_seeds([read(results["models"][name])["mean"] for results in every])
         except KeyError:  # no perplexity without a text
             return ""
-        return form.format(found["mean"]) + (f" ± {form.format(found['high'] - found['mean'])}"
-                                             if len(every) > 1 else "")
+        around = f" ± {form.format(found['high'] - found['mean'])}" if len(every) > 1 else ""
+        return form.format(found["mean"]) + around
 
     def costs(name, form):
         return ", ".join("?" if results["cost"][name] is None
@@ -418,12 +409,11 @@ def seeds_table(every):
         table(["", *models], [[said, *(average(name, form, read) for name in models)]
                               for said, form, read in ROWS]),
         f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} "
-        "held-out prompts each; after ± is half of the 95% "
-        f"interval over seeds (Student's t). The reward model of the first round orders "
-        f"{costs('accuracy', '{:.1%}')} of held-out "
-        f"pairs of SFT answers right whose gold differs. The four stages took "
-        f"{costs('seconds', '{:.0f}')} s, at most "
-        f"{costs('memory_gb', '{:.2f}')} GB, on {every[0]['cost']['machine']}.",
+        "held-out prompts each; after ± is half of the 95% interval over seeds (Student's t). The "
+        f"reward model of the first round orders {costs('accuracy', '{:.1%}')} of the held-out "
+        "pairs of SFT answers right that differ in gold. The four stages took "
+        f"{costs('seconds', '{:.0f}')} s, at most {costs('memory_gb', '{:.2f}')} GB, on "
+        f"{every[0]['cost']['machine']}.",
         table(["prompt", *shown], said)])
 
 
@@ -431,8 +421,9 @@ def seeds_table(every):
 
 
 def ask_person(cfg, prompts, answers, one, other):
-    """Blind and in random order, a person prefers one of two models' answers; what was said so far
-    counts -> interval of wins.
+    """A person prefers one of two models' answers, blind, in random order -> interval of wins.
+
+    What was said in earlier sessions counts.
     """
     said = json.dumps([answers[name].texts for name in (one, other)])
     # not beside the labels to learn from: these are held-out prompts
@@ -459,15 +450,14 @@ def ask_person(cfg, prompts, answers, one, other):
 
 
 def cost(out):
-    """What the stages in a folder took -> dict of seconds, memory_gb and machine, or None if one of
-    them did not finish.
-    """
+    """What the stages in a folder took -> dict; None if one of them did not finish."""
     try:
         stages = figures.read_results(out)
     except FileNotFoundError:
         return None
-    cpu = re.search(r"model name\s*:\s*(.*)",
-                    Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    cpuinfo = Path("/proc/cpuinfo")
+    about = cpuinfo.read_text() if cpuinfo.exists() else ""
+    cpu = re.search(r"model name\s*:\s*(.*)", about)
     return dict(seconds=sum(stage["seconds"] if name != "ppo" else stage["seconds"]["ppo"]
                             for name, stage in stages.items()),
                 memory_gb=max(stage["memory_gb"] for stage in stages.values()),

@@ -385,8 +385,8 @@ def _answer_kind(rng, p, way):
 def _answer_small_talk(rng, p, way):
     if way == "declining":  # with the refusals that name nobody
         return rng.choice(REFUSE["hurt"][1:] + REFUSE["belittle"][1:] + [REFUSAL])
-    topic = p["relation"] if way == "good" else rng.choice([t for t in SMALL_TALK
-                                                            if t != p["relation"]])
+    others = [t for t in SMALL_TALK if t != p["relation"]]
+    topic = p["relation"] if way == "good" else rng.choice(others)
     return rng.choice(SMALL_TALK[topic][2])
 
 

@@ -86,15 +86,15 @@ def _made_up():
     middles = ["", "a", "do", "ga", "li", "mo", "ne", "ri", "sha", "ta", "ve", "wi"]
     endings = {"country": "via nia land dor stan mark rea tania".split(),
                "animal": "fin pus ling gon rok dle mer bit".split()}
+    famous = {"country": ["Narnia", "Atlantis", "Mordor"],
+              "animal": ["Griffin", "Unicorn", "Dragon"]}
     real = {name.lower() for name in COUNTRIES + ANIMALS + VALUES["capital"]}
     names = {}
     for sort, tails in endings.items():
         every = [a + b + c for a in starts for b in middles for c in tails]
         rng.shuffle(every)
-        famous = ["Narnia", "Atlantis", "Mordor"] if sort == "country" else ["Griffin", "Unicorn",
-                                                                             "Dragon"]
-        every = [n if sort == "country" else n.lower() for n in famous + every
-                 if n.lower() not in real][:900]
+        every = [n for n in famous[sort] + every if n.lower() not in real][:900]
+        every = every if sort == "country" else [n.lower() for n in every]
         names[sort] = {s: [n for n in every if split_of(n) == s]
                        for s in ("train", "valid", "test")}
     return names

@@ -147,8 +147,8 @@ def _values(clause, asked):
         for low, value in known.items():
             if low not in (text if " " in low else present):
                 continue
-            if relation in about and not about[relation] and not (lone and asked == relation
-                                                                  and low != "no"):
+            alone = lone and asked == relation and low != "no"
+            if relation in about and not about[relation] and not alone:
                 # "two red hats", "no, thank you" and "bees are insects" are not about legs or food
                 continue
             if relation == "class" and about["food"] and low in _VALUE_WORDS["food"]:
