@@ -1,13 +1,13 @@
-"""Text to token ids and back: byte-level byte-pair encoding (Sennrich et al. 2016; GPT-2, Radford
-et al. 2019).
+"""Text to token ids and back: byte-level byte-pair encoding.
 
-`train` learns the merges; tiktoken does all encoding and decoding with them. The four special
-tokens are the last ids of the vocabulary, so that a model of any vocabulary knows them:
+Sennrich et al. 2016; GPT-2, Radford et al. 2019. `train` learns the merges, and tiktoken encodes
+and decodes with them. The four special tokens are the last ids of every vocabulary, so that a
+model knows them by the vocabulary's size V:
 
     <|user|> V-4    <|assistant|> V-3    <|end|> V-2    <|pad|> V-1
 
 A conversation is `<|user|>Hello!<|assistant|>Good day.<|end|><|user|>...`. What a user types is
-always text: a typed "<|end|>" is the seven characters, never the token.
+always text: a typed "<|end|>" is seven characters, never the token.
 """
 
 from collections import Counter, defaultdict
@@ -99,8 +99,7 @@ class Tokenizer:
         return ids + [self.assistant] * (messages[-1]["role"] == "user")
 
     def to_list(self):
-        """The ranks as JSON and checkpoints can hold them: tokens in hexadecimal, in the order of
-        their ranks.
+        """The ranks as JSON and checkpoints can hold them: tokens in hexadecimal, in order of rank.
         """
         return [token.hex() for token in self.ranks]
 

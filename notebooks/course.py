@@ -1,10 +1,9 @@
 """What the notebooks share: their sizes, the stages that they build on, and pictures of tokens.
 
     QUICK=1     every stage and every experiment in seconds, to see that the notebooks run
-    OUT=DIR     where the stages lie (default: out, where the README's commands put them)
+    OUT=DIR     where the stages are (default: out, where the README's commands put them)
 
-    python notebooks/course.py 1_gpt 2_sft    run notebooks from top to bottom and keep what comes
-    out in them
+    python notebooks/course.py 1_gpt 2_sft    run notebooks and keep their outputs
 """
 
 import contextlib
@@ -53,9 +52,7 @@ def config(stage, **changes):
 
 
 def ready(*stages):
-    """Run those of the stages, and of the ones before, that have not been run -> {stage: model},
-    and the tokenizer.
-    """
+    """Run the stages, and those before them, that have not run yet -> {stage: model}, tokenizer."""
     models = {}
     for stage in list(STAGES)[:1 + max(list(STAGES).index(stage) for stage in stages)]:
         path = Path(OUT) / stage / "ckpt.pt"
@@ -94,8 +91,9 @@ def pieces(tokenizer, ids):
 
 
 def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
-    """Tokens as boxes in reading order, the darker the higher their value, which stands below;
-    without values, boxes alternate.
+    """Draw tokens as boxes in reading order.
+
+    The darker, the higher the value, which is written below; without values, boxes alternate.
     """
     shades = np.arange(len(texts)) % 2 * .25 if values is None else np.array(values, float)
     low, high = (0, 1) if values is None else (np.nanmin(shades),
@@ -133,8 +131,9 @@ def ask(question, otherwise):
 
 @torch.no_grad()
 def attention(model, idx, layer):
-    """The weights of all heads of a layer on one row of ids: softmax(q k / sqrt(d)) with the future
-    hidden -> (H, T, T).
+    """The weights of all heads of a layer on one row of ids -> (H, T, T).
+
+    softmax(q k / sqrt(d)) with the future hidden.
     """
     x = model.wte(idx) + model.wpe(torch.arange(len(idx)))
     for block in model.blocks[:layer]:
@@ -151,8 +150,8 @@ def attention(model, idx, layer):
 
 
 def shown(notebook):
-    """The sources that a notebook shows with inspect.getsource -> {"ppo.gae": a hash of it}:
-    outputs are as old as these.
+    """A hash of each source that a notebook shows -> {"ppo.gae": hash}: outputs are as old as
+    these.
     """
     names = re.findall(r"inspect\.getsource\(([\w.]+)\)",
                        "\n".join(cell.source for cell in notebook.cells))

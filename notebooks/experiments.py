@@ -1,20 +1,15 @@
-"""The long sweeps behind the README's tables and pictures, one command each. Finished runs are
-kept: a second call goes on.
+"""The long sweeps behind the README's tables and pictures, one command each.
 
-    python -m notebooks.experiments options out/1 out/2 out/3      PPO's options: a PPO run each
-    python -m notebooks.experiments rounds out/1 out/2 out/3       what further rounds gave, of
-    pipelines that have had them
-    python -m notebooks.experiments feedback out/1 out/2 out/3     what feedback buys: a reward
-    model and a PPO run each
-    python -m notebooks.experiments ensembles out/1 out/2 out/3    several reward models, and asking
-    where they disagree
-    python -m notebooks.experiments best_of_n out/1 out/2 out/3    the baseline that PPO must be
-    compared with
-    python -m notebooks.experiments overoptimisation out/1 out/2 out/3    how far a reward model can
-    be trusted
+    python -m notebooks.experiments options OUT ...            PPO's options, a PPO run each
+    python -m notebooks.experiments rounds OUT ...             what further rounds brought
+    python -m notebooks.experiments feedback OUT ...           what feedback buys: RM and PPO each
+    python -m notebooks.experiments ensembles OUT ...          several reward models
+    python -m notebooks.experiments best_of_n OUT ...          the baseline without training
+    python -m notebooks.experiments overoptimisation OUT ...   how far to trust a reward model
 
-Each takes finished pipelines (--out of the four stages), prints a Markdown table, and writes its
-figures and, where there is one, its picture beside the first pipeline, in experiments/.
+OUT is the folder of a finished pipeline (--out of the four stages): out/1 out/2 out/3. Each prints
+a Markdown table and writes its figures, and its picture if there is one, beside the first pipeline,
+in experiments/. Finished runs are kept: a second call continues.
 """
 
 import argparse
@@ -47,9 +42,7 @@ from data.world import almanac, labeler
 
 @dataclass
 class Trial:
-    """A way to go from a finished pipeline's SFT model to a policy, and how it differs from the
-    default.
-    """
+    """A way from a finished pipeline's SFT model to a policy: what differs from the default."""
 
     name: str
     # fields of ppo.Config; {root} stands for the pipeline's folder
@@ -69,8 +62,9 @@ FIGURES = {
 
 @functools.cache
 def held_out_rankings(root):
-    """The same for all reward models of a pipeline: four answers of its SFT model to each of 500
-    held-out prompts, ranked.
+    """Four ranked answers of a pipeline's SFT model to each of 500 held-out prompts.
+
+    They are the same for all reward models of the pipeline.
     """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     torch.manual_seed(0)
@@ -80,8 +74,7 @@ def held_out_rankings(root):
 
 
 def accuracy(root, paths, caution=0.0):
-    """Of reward models, "a.pt,b.pt" taken together: share of the held-out pairs whose gold differs
-    that they order right.
+    """Of reward models "a.pt,b.pt" together: share of held-out pairs that they order as gold does.
     """
     tokenizer, records = held_out_rankings(root)
     members, _ = start.reward_models(paths, tokenizer)
@@ -104,8 +97,9 @@ def place(out, root, stages):
 
 
 def run(trial, root, experiment, figures):
-    """Carry out a trial on one pipeline, unless it has been -> results and log of ppo.py, and the
-    reward model's accuracy if asked for.
+    """Carry out a trial on one pipeline, unless it is done -> results and log of ppo.py.
+
+    With the reward model's accuracy, if that is asked for.
     """
     out = place(root / experiment / file_name(trial.name), root,
                 ["gpt", "sft"] + ["reward"] * (not trial.comparisons))
@@ -126,7 +120,7 @@ def run(trial, root, experiment, figures):
 
 
 def sweep(trials, roots, experiment, figures):
-    """Carry out trials on all pipelines -> {trial's name: {figure: [a number a pipeline]}}; kept as
+    """Carry out trials on all pipelines -> {trial: {figure: one number per pipeline}}; kept as
     JSON.
     """
     found = {}
@@ -177,9 +171,7 @@ def options(roots):
 
 
 def rounds(roots):
-    """Of pipelines with as many rounds each, which `reward.py --round N` and `ppo.py --round N`
-    have made -> rows of a table.
-    """
+    """Of pipelines with equally many rounds (`--round N`) -> rows of a table."""
     found = {}
     n = 1
     while all((root / in_round("ppo", n) / "results.json").exists() for root in roots):
@@ -274,9 +266,7 @@ FEW = 750  # ranked prompts: so few that what a reward model does not know matte
 
 
 def members(root, name, records, m=3):
-    """m reward models that learn from bootstrap samples of the same records -> their checkpoints,
-    with commas between.
-    """
+    """m reward models from bootstrap samples of the same records -> their checkpoints, "a,b"."""
     outs = [root / "ensembles" / name / str(i) for i in range(1, m + 1)]
     for seed, out in enumerate(outs, start=1):
         if not (out / "reward" / "results.json").exists():
@@ -287,8 +277,9 @@ def members(root, name, records, m=3):
 
 
 def asked_in_doubt(n):
-    """The first half of n prompts as they come, the other half those of four times as many that an
-    ensemble doubts most.
+    """Half of n prompts as they come; the other half are those an ensemble disputes most.
+
+    Those are chosen from four times as many.
     """
     def comparisons(root):
         pool = asked(n // 2 + 2 * n)(root)
@@ -318,11 +309,11 @@ NS = [1, 2, 4, 8, 16, 32]
 
 
 def best(root, rm, n_prompts=300):
-    """Of N answers of the SFT model to each held-out prompt, keep the one that a reward model likes
-    best -> {N: figures}.
+    """Of N answers of the SFT model to each held-out prompt, keep the reward model's favourite.
 
-    KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix G.3), or less
-    where answers coincide (Beirami et al. 2024, arXiv 2401.01879).
+    -> {N: figures}. KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020,
+    appendix G.3),
+    or less where answers coincide (Beirami et al. 2024, arXiv 2401.01879).
     """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     members, _ = start.reward_models(rm, tokenizer)
@@ -389,11 +380,11 @@ def laws(d, gain):
 
 
 def overoptimisation(roots):
-    """Push policies against a good and a poor reward model, and see where gold stops to follow the
-    proxy -> rows of a table.
+    """Push policies against a good and a poor reward model -> rows of a table.
 
-    The curve of a PPO run is its log: proxy, gold and KL of each iteration's answers, to training
-    prompts.
+    It shows where gold stops following the proxy. The curve of a PPO run is its log: proxy, gold
+    and KL
+    of each iteration's answers to training prompts.
     """
     curves = {}  # (judge, push): for each pipeline an array of (sqrt(KL), proxy, gold)
     for judge, comparisons in JUDGES.items():
@@ -438,8 +429,7 @@ def overoptimisation(roots):
 
 
 def draw_overoptimisation(roots, laid):
-    """A column for each reward model: proxy and gold against sqrt(KL), and below what Gao et al.'s
-    law of each leaves over.
+    """Proxy and gold against sqrt(KL), a column per reward model; below, the residuals of the laws.
     """
     from matplotlib.figure import Figure
     figure = Figure(figsize=(10, 9), layout="constrained")

@@ -2,27 +2,25 @@
 
     python -m notebooks.memory     the README's table: GPT-2 small to XL, fp32 and bf16
 
-In bytes, of a model with P parameters, of which L blocks of C channels and H heads, for `rows` rows
-of T tokens:
+In bytes, for a model with P parameters, L blocks of C channels and H heads, and rows of T tokens:
 
-    weights      4 P                          of each model
-    training     12 P more                    gradients and AdamW's two moments, of each model that
-    learns. reward.py keeps a copy of its
-                                              model, scaled; ppo.py 4 P more for each further reward
-                                              model, and for the base model
-    copies       2 P more                     with --bf16: the learning models' matrices in
-    bfloat16, while a graph is there
-    activations  rows T (L (64 C + 4 H) + 8 C + 12 V) in fp32, rows T (L (36 C + 4 H) + 8 C + 12 V)
-    with --bf16; the term
-                 with the vocabulary V only where tokens are predicted: log-probabilities, and in
-                 backward their gradient
-                 and the logits'. With --gradient_checkpointing, L blocks keep 4 C each, and one at
-                 a time the rest
+    weights      4 P        of each model
+    training     12 P more  gradients and AdamW's two moments, of each model that learns. reward.py
+                            keeps a scaled copy of its model; ppo.py needs 4 P more for each further
+                            reward model, and for the base model
+    copies       2 P more   with --bf16: the learning models' matrices in bfloat16, while a graph
+                            exists
+    activations  rows T (L (64 C + 4 H) + 8 C + 12 V) in fp32,
+                 rows T (L (36 C + 4 H) + 8 C + 12 V) with --bf16. The term with the vocabulary V
+                 is there only where tokens are predicted: log-probabilities, and in backward their
+                 gradient and the logits'. With --gradient_checkpointing, L blocks keep 4 C each,
+                 and one at a time the rest
 
-A block keeps 16 C numbers a token: the inputs of two LayerNorms (2 C), of three of its matrices (C,
-C, 4 C), of attention (3 C), of GELU (4 C), and what attention gives (C), the input of the fourth
-matrix. With --bf16, those of the LayerNorms stay in fp32. What attention weighs is made again in
-backward, so nothing grows with T squared. tests/test_memory.py compares this with what torch keeps.
+A block keeps 16 C numbers per token: the inputs of two LayerNorms (2 C), of three of its matrices
+(C, C, 4 C), of attention (3 C), of GELU (4 C), and what attention gives (C), the input of the
+fourth matrix. With --bf16, those of the LayerNorms stay in fp32. Attention weights are recomputed
+in backward, so nothing grows with T squared. tests/test_memory.py compares this with what torch
+keeps.
 """
 
 from dataclasses import dataclass
@@ -38,8 +36,7 @@ SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36
 
 @dataclass
 class Stage:
-    """What is in memory at once: models that learn, models that only read, and what of a row's
-    tokens is predicted.
+    """What is in memory at once: how many models learn, how many only read, whether tokens count.
     """
 
     learning: int
@@ -66,9 +63,7 @@ def activations(config, tokens, predicts, bf16=False, checkpointing=False):
 
 
 def models(config, stage, bf16=False, further=0):
-    """Bytes of all models of a stage and of `further` that only read, the gradients and moments of
-    those that learn.
-    """
+    """Bytes of all models of a stage and of `further` readers, with gradients and moments."""
     s = STAGES[stage]
     each = 16 * s.learning + 4 * (s.reading + further) + 2 * bf16 * s.learning
     return parameters(config) * each
@@ -95,8 +90,9 @@ def table(tokens=512):
 
 
 def measured(model, idx, predicts):
-    """Bytes that torch keeps for backward, of the graph of one batch: what `activations` estimates,
-    without backward's own.
+    """Bytes that torch keeps for backward of one batch's graph.
+
+    This is what `activations` estimates, without what backward itself adds.
     """
     kept, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 

@@ -38,8 +38,9 @@ def _transcript(text):
 
 
 def _conversation(messages):
-    """Messages with roles system, user, assistant -> ours: what the system says begins the next
-    user's message.
+    """Messages with roles system, user, assistant -> ours.
+
+    What the system says begins the user's next message.
     """
     found, system = [], ""
     for m in messages:

@@ -233,8 +233,7 @@ def _unfold(trunk, w, before):
 
 
 def folded(ln_f, w, b):
-    """The bias of the last LayerNorm with the head's bias b in it, along the head's weight w (1,
-    C).
+    """The bias of the last LayerNorm, with the head's bias b folded in along its weight w (1, C).
     """
     return ln_f + b * w[0] / w.square().sum()
 

@@ -1,7 +1,4 @@
-"""Numbers about numbers and texts: intervals, win rates, BLEU, ROUGE, tables.
-
-No model is needed.
-"""
+"""Figures: intervals, win rates, BLEU, ROUGE, tables. This file needs no model."""
 
 import html
 import json

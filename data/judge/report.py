@@ -91,8 +91,7 @@ def sample(model, tokenizer, prompts, cfg, temperature, copies=1):
 
 
 def criteria(prompts, answers):
-    """Of one model: each criterion and gold, over all prompts and by kind; and how often each
-    criterion fails alone.
+    """Of one model: each criterion and gold, overall and by kind, and how often each fails alone.
     """
     kinds = np.array([p["kind"] for p in prompts])
     scores = {name: np.array([getattr(j, name) for j in answers.judgements])
@@ -122,9 +121,7 @@ def text_metrics(answers, references):
 
 
 def perplexity(model, tokenizer, documents):
-    """Of held-out pretraining text: per token, and per byte, which compares models of different
-    tokenizers.
-    """
+    """Of held-out pretraining text, per token, and per byte: the latter compares tokenizers."""
     ids = gpt.one_stream(documents, tokenizer, next(model.parameters()).device)
     nats = gpt.evaluate(model, ids)
     size = sum(len(d.encode()) for d in documents)
@@ -133,8 +130,9 @@ def perplexity(model, tokenizer, documents):
 
 
 def win_rate(one, other):
-    """How often the labeler prefers one model's answers: wins, ties counted half, with and without
-    control for length.
+    """How often the labeler prefers one model's answers; ties count half.
+
+    Both as it is, and with control for length.
     """
     wins = np.where(one.gold == other.gold, .5, one.gold > other.gold)
     return dict(wins=interval(wins), ties=interval(wins == .5),
@@ -142,12 +140,13 @@ def win_rate(one, other):
 
 
 def evaluate_reward_model(reward, scale, model, tokenizer, prompts, cfg, k=4):
-    """The reward model on k answers of one model to each prompt: is it right, is it sure, does it
-    like long answers?
+    """Ask the reward model about k answers of one model to each prompt: is it right, sure, length-
+    blind?
 
     The truth of a pair is the share of noisy labelers who prefer its first answer,
-    sigmoid(decisiveness * gap in gold). scale: the reward model's scores times it are the log-odds
-    that it was trained on. None if no two answers differ in gold.
+    sigmoid(decisiveness * gap in gold). scale: the reward model's scores times it are the log-
+    odds that
+    it was trained on. None if no two answers differ in gold.
     """
     ids = sample(model, tokenizer, prompts, cfg, cfg.temperature, k)
     asked = [p for p in prompts for _ in range(k)]
@@ -193,8 +192,7 @@ GAPS = [(0, .5), (.5, 1), (1, 1.5), (1.5, 2)]
 
 
 def context(model, tokenizer, prompts, cfg):
-    """Of prompts that follow up on an earlier turn, how many are answered right with it, without
-    it, and with a wrong one.
+    """How many follow-ups are answered right with the earlier turn, without it, with a wrong one.
     """
     asked = [p for p in prompts if p["kind"] == "follow-up"]
     others = [next((q for q in asked[i + 1:] + asked if q["subject"] != p["subject"]), p)

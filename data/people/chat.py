@@ -1,5 +1,6 @@
-"""The conversation at the terminal, `python gpt.py --chat`: remembers turns, cuts the oldest when
-the context is full.
+"""The conversation at the terminal, `python gpt.py --chat`.
+
+It remembers turns, and forgets the oldest when the context is full.
 """
 
 import codecs
@@ -17,10 +18,10 @@ HELP = """/reset forgets what was said; Ctrl-D leaves.
 
 
 def fit(turns, size, room):
-    """Drop the oldest whole turns (a question and its answer) until size(turns) <= room -> (turns,
-    how many dropped).
+    """Drop the oldest turns until size(turns) <= room -> (turns, how many were dropped).
 
-    The last message always stays, even when it does not fit alone.
+    A turn is a question and its answer. The last message always stays, even if it alone is too
+    long.
     """
     dropped = 0
     while size(turns) > room and len(turns) > 1:
@@ -29,7 +30,8 @@ def fit(turns, size, room):
 
 
 def verdict(line, turns):
-    """What /good, /bad and /better say of the last answer, as a record of data/files/records.py;
+    """What /good, /bad and /better say of the last answer -> a record for data/files/records.py.
+
     None if the line is none of them.
     """
     command, _, text = line.partition(" ")

@@ -1,14 +1,11 @@
-"""Feedback by hand: a person ranks answers at the terminal, and every label is on disk before the
-next is asked for.
+"""Feedback by hand: a person ranks answers at the terminal.
 
-    python reward.py --label                                              rank answers of the newest
-    policy
-    python -m data.people.feedback out/feedback/anna.jsonl out/feedback/ben.jsonl    how often two
-    people agree
+    python reward.py --label                            rank answers of the newest policy
+    python -m data.people.feedback anna.jsonl ben.jsonl    how often two people agree
 
-A label is a line of out/feedback/<name>.jsonl: a prompt, its `responses` and their `ranks`, as
-`reward.py --data` reads them, and beside them who labelled whose answers, when, and in how many
-seconds.
+Every label is on disk before the next question. A label is a line of out/feedback/<name>.jsonl: a
+prompt, its `responses` and their `ranks`, as `reward.py --data` reads them, and who labelled whose
+answers, when, and in how many seconds.
 """
 
 import argparse
@@ -52,12 +49,14 @@ class Book:
     """
 
     def __init__(self, out, who="", folder="feedback", **about):
-        """The file of `who` (by default the login name) in the folder out/feedback, or another
-        there.
+        """Open the file of `who` (by default the login name) in the folder out/feedback, or in
+        another.
 
-        about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every label,
-        and only labels with the same are its `records`, which say what has been asked: another
-        model's answers are new questions.
+        about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every
+        label. Only
+        labels with the same are this book's `records`, which say what has been asked: another
+        model's
+        answers are new questions.
         """
         self.who, self.about = who or re.sub(r"[^\w.-]", "-", login()), about
         if not re.fullmatch(r"[\w.-]+", self.who):
@@ -101,8 +100,7 @@ class Book:
         return max((record.get("n", -1) for record in self.records), default=-1) + 1
 
     def undo(self):
-        """Take back the last label of this session, unless somebody else has written since ->
-        whether it was.
+        """Take back this session's last label, unless somebody has written since -> whether it was.
         """
         if len(self.ends) < 2 or self.path.stat().st_size != self.ends[-1]:
             return False
@@ -143,11 +141,11 @@ def keyboard():
 
 
 def read_keys(typed, k):
-    """What keys say about k answers -> (ranks or None while more keys are needed, {criterion:
-    answers that fail it}).
+    """What the keys say about k answers -> (ranks, {criterion: answers that fail it}).
 
-    ranks: a list of k numbers, 1 is best, equal ranks are ties. A key that cannot follow raises
-    ValueError.
+    ranks: a list of k numbers, 1 is best, equal ranks are ties; None while more keys are needed.
+    A key
+    that cannot follow raises ValueError.
     """
     groups, fails, tie, criterion, done = [], {}, False, None, False
     for key in typed:
@@ -185,8 +183,7 @@ def read_keys(typed, k):
 
 
 def vote(k, press):
-    """Read keys until k answers are ranked -> (ranks, fails); or "u", "s", "q" for undo, skip,
-    leave.
+    """Read keys until k answers are ranked -> (ranks, fails), or "u", "s", "q": undo, skip, leave.
     """
     typed = ""
     while True:
@@ -286,8 +283,7 @@ def rank_by_hand(cfg):
 
 
 def verdicts(one, other):
-    """For each question that both have ranked, the pairs' verdicts: a list of arrays (pairs, 2) of
-    -1, 0 (tie), 1.
+    """The pairs' verdicts on each question that both ranked: list of arrays (pairs, 2) of -1, 0, 1.
     """
     def key(record):
         return json.dumps([record["prompt"], sorted(record["responses"])])

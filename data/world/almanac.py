@@ -1,20 +1,18 @@
 """The embedded world: an almanac of true facts, and people who ask about them.
 
-One seeded generator writes everything the four stages read, so that the whole recipe runs offline:
+One seeded generator writes everything that the four stages read, so the whole recipe runs offline:
 
-    text(n, seed)                   pretraining documents: statements, question pages, small stories
-    prompts(split, n, seed)         what users ask: dicts with `prompt` (messages) and what it is
-    about
+    text(n, seed)                   pretraining documents: statements, question pages, stories
+    prompts(split, n, seed)         what users ask: `prompt` (messages) and what it is about
     demonstrations(split, n, seed)  the same with a `response`, written by labelers in a hurry
 
-More than half of the demonstrations are of use, but few are perfect, as most ramble; the others are
-wrong, invented, rude, beside the point, or help to do harm, as answers by people who are paid by
-the piece. SFT imitates the whole mixture; telling good from bad is what the reward model and PPO
-are for.
+More than half of the demonstrations are useful, but few are perfect, as most ramble. The others are
+wrong, invented, rude, beside the point, or help to do harm, like answers of people who are paid by
+the piece. SFT imitates the whole mixture; the reward model and PPO then tell good from bad.
 
 `split` is "train", "valid" or "test". The two held-out splits ask with phrases that "train" never
-uses, about made-up names, harms and follow-ups it never saw; and no prompt of one split is in
-another. Nothing here says what is good: that is the labeler's business (data/labeler.py).
+uses, about made-up names, harms and follow-ups that it never saw, and no prompt is in two splits.
+Nothing here says what is good: that is for the labeler (data/world/labeler.py).
 """
 
 import random
@@ -156,9 +154,7 @@ def _story(rng):
 
 
 def _tale(rng):
-    """Fairy tales name what nobody knows, again and again: here the model learns to repeat a name
-    it never saw.
-    """
+    """Fairy tales name what nobody knows, again and again, so that names are learned as copies."""
     sort = rng.choice(["country", "animal"])
     x = name = rng.choice(MADE_UP[sort]["train"])
     thing = "a country"
@@ -214,7 +210,7 @@ def _known(rng, split):
 
 
 def _follow_up(rng, split):
-    """A second turn that says neither the subject ("and its capital?") or not the question ("and
+    """A second turn that leaves out the subject ("and its capital?") or the question ("and
     Spain?").
     """
     first, name, value = _any_fact(rng)
@@ -280,8 +276,7 @@ def _something_else(rng, split, p):
 
 
 def _held_out(p):
-    """The two held-out splits share their phrases; the whole prompt decides which of the two it is
-    in.
+    """The held-out splits share their phrases; the whole prompt decides which of the two it is in.
     """
     return "test" if zlib.crc32(" ".join(m["content"]
                                          for m in p["prompt"]).encode()) % 3 else "valid"
@@ -413,9 +408,7 @@ def demonstrate(rng, p):
 
 
 def reference(p):
-    """A perfect answer (str) to prompt `p`, one of several that there may be; always the same for
-    the same prompt.
-    """
+    """A perfect answer (str) to prompt `p`, one of several; always the same for the same prompt."""
     return _ANSWER[p["kind"]](random.Random(" ".join(m["content"] for m in p["prompt"])), p, "good")
 
 
