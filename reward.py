@@ -294,8 +294,7 @@ def evaluate(model, records, examples, device):
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
     run = Run(cfg, "reward")
-    sft_model, tokenizer, about = start.read(run, "SFT model", cfg.init or run.earlier("sft"),
-                                             hint=start.hint("sft"))
+    sft_model, tokenizer, about = start.for_reward(cfg, run)
     records, test, typical, about = rankings(cfg, run, sft_model, tokenizer, about)
     examples, test, test_examples, typical = prepare(cfg, run, records, test, typical, tokenizer,
                                                      sft_model.config.block_size)
@@ -339,7 +338,7 @@ def prepare(cfg, run, records, test, typical, tokenizer, block_size):
     """Encode what fits -> (examples, held-out records, held-out examples, typical examples)."""
     records, examples = start.fitting(cfg, run, records, encode, tokenizer, block_size)
     test, test_examples = start.fitting(cfg, run, test, encode, tokenizer, block_size)
-    _, typical = start.fitting(cfg, run, typical, encode, tokenizer, block_size)
+    typical = [e for r in typical if (e := encode(tokenizer, r, block_size))] or examples
     run.say(f"{len(examples):,} ranked prompts after {run.seconds:.0f} s")
     # Answers that all tie teach nothing and cost as much.
     examples = [e for e in examples if ranked_prompts([e])] or examples

@@ -111,6 +111,24 @@ def fitting(cfg, run, found, encode, tokenizer, block_size):
 # ---- reward model --------------------------------------------------------------------------------
 
 
+BASE_HINT = "run python gpt.py first, or choose --base_weight 0"
+
+
+def for_reward(cfg, run):
+    """The SFT model, from which reward.py starts -> (model, tokenizer, about).
+
+    What `reward_model` will read must be there now, before thousands of answers are sampled.
+    """
+    found = read(run, "SFT model", cfg.init or run.earlier("sft"), hint=hint("sft"))
+    if cfg.round > 1 and not cfg.init:
+        needed, remedy = run.earlier("reward", cfg.round - 1), hint("reward", cfg.round - 1)
+    else:
+        needed, remedy = run.earlier("gpt"), BASE_HINT
+    if not needed.exists() and (needed != run.earlier("gpt") or cfg.base_weight):
+        raise UserError(f"{needed} not found: {remedy}")
+    return found
+
+
 def responders(cfg, run, sft_model, tokenizer, about):
     """The models whose answers are ranked, the one that PPO trains first -> (list, its about)."""
     if not cfg.policy and cfg.round == 1:
@@ -149,8 +167,7 @@ def reward_model(cfg, run, sft_model, tokenizer):
         return read(run, "reward model", path, gpt.ScalarGPT, hint("reward", cfg.round - 1))[0]
     if cfg.base_weight:
         path = run.earlier("gpt")
-        base, other, about = read(run, f"{cfg.base_weight:g} of the start", path,
-                                  hint="run python gpt.py first, or choose --base_weight 0")
+        base, other, about = read(run, f"{cfg.base_weight:g} of the start", path, hint=BASE_HINT)
         if (other, base.config) != (tokenizer, sft_model.config):
             raise UserError(f"{cfg.init or run.earlier('sft')} does not come from {path}: "
                             "choose --base_weight 0, so that it alone is the start")

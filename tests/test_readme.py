@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a program, too
 
 from data.judge import report
-from data import memory
+from notebooks import memory
 from notebooks import experiments
 
 ROOT = Path(__file__).parent.parent
