@@ -9,7 +9,8 @@
 The later stages share what is defined here: the model and its scalar twin, plain generation, the
 log-probabilities of tokens, one step of the optimiser, checkpoints. The architecture is GPT-2's
 (Radford et al. 2019). Left out: dropout, as RLHF compares probabilities between forward passes;
-attention masks and left padding, as right padding needs neither (see `pad`).
+attention masks and left padding, as right padding needs neither (see `pad`). Comments that say
+"LOG: ..." name an entry of notebooks/LOG.md, with what was tried and measured.
 """
 
 import math
@@ -280,7 +281,8 @@ def generate(model, idx, lengths, max_new_tokens, temperature=1.0, noise=None):
     max_new_tokens, or when the context is full. noise (B, max_new_tokens) in [0, 1): the random
     numbers, drawn here if None. data/sampling.py does the same faster, with a cache.
     """
-    config, lengths, rows = model.config, lengths.clone(), torch.arange(len(idx))
+    config, lengths = model.config, lengths.clone()
+    rows = torch.arange(len(idx), device=idx.device)
     out = F.pad(idx, (0, max_new_tokens), value=config.pad)[:, :config.block_size]
     noise = torch.rand(len(idx), max_new_tokens, device=idx.device) if noise is None else noise
     alive = lengths < config.block_size
@@ -329,7 +331,10 @@ def optimizer(model, lr, weight_decay=0.0, eps=1e-8):
 
 
 def optimizer_step(model, opt, lr, clip=1.0):
-    """Sum gradients over processes, clip their norm, step, and clear them -> the norm before."""
+    """Sum gradients over processes, clip their norm, step -> the norm before clipping.
+
+    It leaves no gradient behind: the next backward starts from none.
+    """
     if world() > 1:
         for p in model.parameters():
             p.grad = all_reduce(torch.zeros_like(p) if p.grad is None else p.grad)

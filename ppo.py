@@ -68,7 +68,7 @@ class Config(Common):
     missing_eos_penalty: float = knob(-2.0, "score given to an answer that is empty or never ends")
     kl_target: float = knob(0.0, "nats per answer to which beta steers KL (Ziegler et al. 2019, "
                                  "section 2.2); 0: beta stays", least=0)
-    kl_horizon: int = knob(1000, "with --kl_target: answers in which beta changes by 20% at most",
+    kl_horizon: int = knob(1000, "with --kl_target: answers over which beta changes by at most 20%",
                            least=1)
     target_kl: float = knob(0.0, "no further pass over a batch once approx_kl is above this; 0: "
                                  "never stop", least=0)
@@ -335,6 +335,7 @@ def train(cfg):
     policy, reference, reward, value, tokenizer, about = start.ppo_models(cfg, run)
     prompts, test = start.ppo_prompts(cfg, run, policy, tokenizer)
     text = start.pretraining_text(cfg, run, tokenizer, policy.config.block_size)
+    compared, held_out = start.compared_models(cfg, run, policy, reference, tokenizer)
     run.prepare(policy, reference, reward, value)
     opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
     supply = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0)
@@ -365,7 +366,7 @@ def train(cfg):
         if cfg.kl_target:
             beta = adapt(beta, figures["kl"], cfg.kl_target, cfg.kl_horizon, len(asked))
 
-    report(cfg, run, policy, reference, reward, test, tokenizer, about)
+    report(cfg, run, compared, reward, test, tokenizer, held_out, about)
     return policy, run.history
 
 
@@ -375,10 +376,9 @@ PANELS = [["score", "gold"], ["kl"], ["entropy"], ["length"], ["policy_loss", "v
           ["rollout_seconds", "update_seconds"]]
 
 
-def report(cfg, run, policy, reference, reward, test, tokenizer, about):
+def report(cfg, run, models, reward, test, tokenizer, held_out, about):
     """Compare the models on held-out prompts, draw the curves, write results.json."""
-    models, text = start.compared_models(cfg, run, policy, reference, tokenizer)
-    results, answers = compare_models(models, reward, test, tokenizer, cfg, text)
+    results, answers = compare_models(models, reward, test, tokenizer, cfg, held_out)
     print_report(results, answers, test)
     run.draw(PANELS)
     rounds = start.rounds_before(cfg, run) or [outline(0, results, "sft")]

@@ -9,13 +9,14 @@ Terry 1952). All pairs of a prompt are in one batch element: K forward passes se
 comparisons. Ties are dropped. Training sees rankings only, never the labeler's gold.
 
     python reward.py            needs out/gpt/ckpt.pt and out/sft/ckpt.pt; about 2 minutes on 2 CPU
-                                cores; orders about 93% of the held-out pairs that differ in gold
+                                cores; orders about 92% of the held-out pairs that differ in
+                                gold correctly
     python reward.py --label    rank answers yourself; the labels are for --data
 
-From round 2 on, the last policy and the SFT model write half of the answers each, and the reward
+From round 2 on, the last policy and the SFT model each write half of the answers, and the reward
 model of the round before learns on, from the rankings of all rounds. Where several reward models
-disagree, they have not learned (Christiano et al. 2017): train them with --bootstrap, different
-seeds and the same --data; `ppo.py --reward a.pt,b.pt` uses them together, and `--active
+disagree, they have not learned enough (Christiano et al. 2017): train them with --bootstrap,
+different seeds and the same --data; `ppo.py --reward a.pt,b.pt` uses them together, and `--active
 a.pt,b.pt` chooses what to rank next.
 """
 
@@ -56,7 +57,8 @@ class Config(Common):
                                    "answers like those it will judge")
     max_new_tokens: int = knob(40, "longest answer", least=1)
     base_weight: float = knob(None, "where training starts: this share of the pretrained model, "
-                                    "the rest of the SFT model (default: 0.3, with --init 0)",
+                                    "the rest of the SFT model; later rounds start from the round "
+                                    "before (default: 0.3, with --init 0)",
                               least=0)
     bootstrap: bool = knob(False, "learn from as many prompts drawn with replacement, for several "
                                   "reward models that differ")
@@ -299,6 +301,7 @@ def train(cfg):
     examples, test, test_examples, typical = prepare(cfg, run, records, test, typical, tokenizer,
                                                      sft_model.config.block_size)
     model = start.reward_model(cfg, run, sft_model, tokenizer)
+    del sft_model  # its memory is needed
     before, _ = score_all(model, test_examples[:5], run.device)
     run.prepare(model)
     opt = gpt.optimizer(model, cfg.lr)
@@ -336,8 +339,10 @@ def train(cfg):
 
 def prepare(cfg, run, records, test, typical, tokenizer, block_size):
     """Encode what fits -> (examples, held-out records, held-out examples, typical examples)."""
-    records, examples = start.fitting(cfg, run, records, encode, tokenizer, block_size)
-    test, test_examples = start.fitting(cfg, run, test, encode, tokenizer, block_size)
+    records, examples = start.fitting(cfg, run, "comparisons", records, encode, tokenizer,
+                                      block_size)
+    test, test_examples = start.fitting(cfg, run, "held-out comparisons", test, encode, tokenizer,
+                                        block_size)
     typical = [e for r in typical if (e := encode(tokenizer, r, block_size))] or examples
     run.say(f"{len(examples):,} ranked prompts after {run.seconds:.0f} s")
     # Answers that all tie teach nothing and cost as much.

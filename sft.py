@@ -76,8 +76,10 @@ def train(cfg):
     run = Run(cfg, "sft")
     model, tokenizer, about, records, held_out = start.for_sft(cfg, run)
     context = model.config.block_size
-    records, examples = start.fitting(cfg, run, records, encode, tokenizer, context)
-    held_out, valid = start.fitting(cfg, run, held_out, encode, tokenizer, context)
+    records, examples = start.fitting(cfg, run, "demonstrations", records, encode, tokenizer,
+                                      context)
+    held_out, valid = start.fitting(cfg, run, "held-out demonstrations", held_out, encode,
+                                    tokenizer, context)
     run.say(f"{len(examples):,} demonstrations")
     run.prepare(model)
     opt = gpt.optimizer(model, cfg.lr, cfg.weight_decay)

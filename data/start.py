@@ -1,7 +1,7 @@
 """What a stage starts from: models and tokenizers that belong together, and prompts that fit.
 
-Every sentence to the user about what is missing or does not fit is here. For each model that is
-read, a line says which file it came from.
+The stages' sentences to the user about models and prompts that are missing or do not fit are here.
+For each model that a stage trains or trains against, a line says which file it came from.
 """
 
 import json
@@ -96,14 +96,14 @@ def for_sft(cfg, run):
     return model, tokenizer, about, demonstrations, held_out
 
 
-def fitting(cfg, run, found, encode, tokenizer, block_size):
+def fitting(cfg, run, name, found, encode, tokenizer, block_size):
     """Encode the records that fit in the context -> (records, encoded); UserError if none does."""
     pairs = [(r, e) for r in found if (e := encode(tokenizer, r, block_size))]
     if not pairs:
-        raise UserError(f"{cfg.data or 'the almanac'}: no record fits in the context of "
-                        f"{block_size} tokens")
+        raise UserError(f"{cfg.data or 'the almanac'}: none of the {name} fits in the "
+                        f"context of {block_size} tokens")
     if len(pairs) < len(found):
-        run.say(f"{len(found) - len(pairs)} of {len(found):,} records do not fit in {block_size} "
+        run.say(f"{len(found) - len(pairs)} of {len(found):,} {name} do not fit in {block_size} "
                 "tokens: left out")
     return [r for r, _ in pairs], [e for _, e in pairs]
 
@@ -117,7 +117,7 @@ BASE_HINT = "run python gpt.py first, or choose --base_weight 0"
 def for_reward(cfg, run):
     """The SFT model, from which reward.py starts -> (model, tokenizer, about).
 
-    What `reward_model` will read must be there now, before thousands of answers are sampled.
+    The file that `reward_model` will read must exist before thousands of answers are sampled.
     """
     found = read(run, "SFT model", cfg.init or run.earlier("sft"), hint=hint("sft"))
     if cfg.round > 1 and not cfg.init:
@@ -150,8 +150,7 @@ def earlier_rankings(cfg, run):
         path = run.earlier("reward", n).with_name("comparisons.jsonl")
         if not path.exists():
             raise UserError(f"{path} not found: its round learned from --data; name the rankings "
-                            "of "
-                            "all rounds with --data")
+                            "of all rounds with --data")
         found += records.read_comparisons(path)
     return found
 
@@ -254,7 +253,7 @@ def compared_models(cfg, run, policy, reference, tokenizer):
     """
     models, text, path = {"sft": reference, "ppo": policy}, None, run.earlier("gpt")
     if path.exists():
-        base, other, _ = gpt.load(path, gpt.GPT, run.device)
+        base, other, _ = read(run, "pretrained model, for comparison,", path)
         if other == tokenizer and base.config.block_size >= policy.config.block_size:
             if cfg.round == 1:  # later rounds need not judge it again
                 models = {"base": base, **models}

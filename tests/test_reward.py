@@ -99,7 +99,7 @@ def test_an_ensemble_is_as_cautious_as_asked(config):
     assert torch.equal(gpt.Ensemble(members, math.inf).score(idx, lengths), scores.min(0).values)
 
 
-def test_the_most_doubtful_are_those_on_which_members_differ():
+def test_the_most_disputed_are_those_on_which_members_differ():
     """Against a loop over all pairs of answers."""
     from data.tokenizer import Tokenizer, train
     tokenizer = Tokenizer(train(["abc"], 260))

@@ -352,6 +352,10 @@ def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path, mon
     assert start.newest_policy(out, "--ckpt") == out / "ppo-2" / "ckpt.pt"
     with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
         ppo.train(ppo.Config(**{**common, "round": 3}))
+    with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
+        reward.train(reward.Config(**{**common, "round": 4}))
+    (out / "reward-3").mkdir()
+    shutil.copy(out / "reward-2" / "ckpt.pt", out / "reward-3")
     with pytest.raises(UserError, match="ppo-3/ckpt.pt not found: run python ppo.py --round 3 first"):
         reward.train(reward.Config(**{**common, "round": 4}))
 

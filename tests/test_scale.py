@@ -12,7 +12,6 @@ import gpt
 import ppo
 import reward
 import sft
-from data.run.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 STAGES = {

@@ -1,4 +1,4 @@
-"""The command line of every stage: flags, their help, and polite ends.
+"""The command line of every stage: flags, their help, and polite exits.
 
 A stage's flags are the fields of its Config, a dataclass. A user's mistake is a UserError: one
 sentence and exit status 2, never a traceback.
@@ -51,7 +51,7 @@ class Common:
                                                "time")
 
     def demands(self):
-        """What the flags must meet beside their bounds: pairs (condition, sentence)."""
+        """What the flags must meet besides their bounds: pairs (condition, sentence)."""
         return []
 
 
@@ -109,7 +109,7 @@ def command(cfg, train):
 
 
 def main(config, train, description):
-    """Run a stage from the command line: read the flags, train, and end politely in any case."""
+    """Run a stage from the command line: read the flags, train, and exit politely in any case."""
     # A command may import the stage that is running: this is that module, not a second copy.
     sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
     try:

@@ -1,6 +1,6 @@
 """One run of a stage: its folder, its log, its curves and its results.
 
-    out/<stage>/log.jsonl      one line an interval, every measured number
+    out/<stage>/log.jsonl      one line per interval, every measured number
     out/<stage>/curves.png     the same, drawn
     out/<stage>/ckpt.pt        the newest checkpoint, always whole
     out/<stage>/results.json   what the stage achieved
@@ -68,13 +68,13 @@ def in_round(stage, round):
 
 
 def time_left(began, done, total):
-    """The rest of a task, as "1:23 left", if its speed stays what it was since the time `began`."""
+    """The time a task still needs, as "1:23 left", at its average speed since `began`."""
     seconds = int((time.time() - began) / done * (total - done))
     return f"{seconds // 60}:{seconds % 60:02d} left"
 
 
 def peak_memory():
-    """The most memory this process has used, in GB; NaN on Windows, which does not say so here."""
+    """The most memory this process has used, in GB; NaN on Windows, where it is unknown."""
     status = Path("/proc/self/status")
     if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         # Linux's ru_maxrss would be that of the process that started this one, if it is larger.
@@ -141,7 +141,7 @@ class Run:
         return time.time() - self.started
 
     def due(self, step, every):
-        """Whether what happens every so many steps happens after this step and after the last."""
+        """Whether what happens every so many steps is due after this one; after the last it is."""
         return (step + 1) % every == 0 or step + 1 == self.steps
 
     def log(self, step, tokens=0, loss=None, also=(), **numbers):
@@ -173,12 +173,12 @@ class Run:
         self.noted, self.tokens, self.clock = {}, 0, now
 
     def about(self, step, earlier=()):
-        """What a checkpoint says of itself: stage, steps, seconds of this and earlier stages."""
+        """What a checkpoint says about itself: stage, steps, seconds of this and earlier stages."""
         seconds = {**dict(earlier).get("seconds", {}), self.stage: round(self.seconds, 1)}
         return dict(stage=self.stage, step=step + 1, seconds=seconds)
 
     def save(self, content):
-        """Put a checkpoint (bytes) in place; the last one of the run before stays beside it."""
+        """Put a checkpoint (bytes) in place; the previous run's last one is kept beside it."""
         keep = None if self.saved else self.path("ckpt.prev.pt")
         write(self.path("ckpt.pt"), content, keep)
         self.saved = True
@@ -186,7 +186,7 @@ class Run:
     def draw(self, panels, records=None, along="step", name="curves.png"):
         """Draw records along one of their numbers.
 
-        panels: one list of names a panel; records: dicts, by default the history.
+        panels: one list of names per panel; records: dicts, by default the history.
         """
         from matplotlib.figure import Figure  # it needs no screen, unlike pyplot; slow to import
 
