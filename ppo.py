@@ -38,7 +38,8 @@ import torch.nn as nn
 
 import gpt
 from data import sampling, start
-from data.judge.answers import compare_models, judge_all, judgeable, print_report
+from data.judge.answers import (compare_models, has_end, judge_all, judgeable, print_report,
+                                score_responses)
 from data.judge.figures import outline
 from data.run.cli import Common, knob, main
 from data.run.processes import all_gather, all_reduce, micro_batches, rank, world
@@ -222,22 +223,19 @@ def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
     """
     idx, lengths = sample_responses(policy, prompts, prompt_lengths, cfg)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
-    ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == policy.config.end
-    last_word = lengths - ended.long()
     score = torch.zeros(lengths.shape, dtype=value.head.weight.dtype, device=idx.device)
     logp_old = torch.zeros(mask.shape, dtype=score.dtype, device=idx.device)
     logp_ref, values_old = torch.zeros_like(logp_old), torch.zeros_like(logp_old)
     for minibatch in torch.arange(len(idx), device=idx.device).tensor_split(cfg.minibatches):
         for rows in micro_batches(minibatch, cfg.micro_batch):
-            score[rows] = reward.score(idx[rows], last_word[rows])
+            score[rows] = score_responses(reward, idx[rows], lengths[rows], mask[rows],
+                                          cfg.missing_eos_penalty)
             logp_old[rows] = gpt.token_logprobs(policy, idx[rows], cfg.temperature, mask[rows])
             logp_ref[rows] = gpt.token_logprobs(reference, idx[rows], cfg.temperature, mask[rows])
             values_old[rows] = value(idx[rows])[:, :-1]
     for tensor in (score, logp_old, logp_ref, values_old):
         all_reduce(tensor)
-    # An empty answer would be scored at the prompt's last token, where the reward model was never
-    # trained.
-    score = torch.where(ended & (mask.sum(1) > 1), score, cfg.missing_eos_penalty)
+    ended = has_end(idx, lengths, policy.config.end)
     return Rollout(idx, lengths, mask, score, logp_old, logp_ref, values_old, ended)
 
 

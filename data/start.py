@@ -79,6 +79,11 @@ def reward_models(paths, tokenizer, device="cpu", block_size=0, hint=""):
     return models, abouts
 
 
+def as_one(models, caution):
+    """What PPO and its judges see of reward models: the only one, or several as an ensemble."""
+    return models[0] if len(models) == 1 else gpt.Ensemble(models, caution)
+
+
 # ---- SFT -----------------------------------------------------------------------------------------
 
 
@@ -114,17 +119,21 @@ def fitting(cfg, run, name, found, encode, tokenizer, block_size):
 BASE_HINT = "run python gpt.py first, or choose --base_weight 0"
 
 
+def learns_on(cfg):
+    """Whether the reward model starts from that of the round before, and not from the SFT model."""
+    return cfg.round > 1 and not cfg.init  # LOG: later rounds learn on
+
+
 def for_reward(cfg, run):
     """The SFT model, from which reward.py starts -> (model, tokenizer, about).
 
     The file that `reward_model` will read must exist before thousands of answers are sampled.
     """
     found = read(run, "SFT model", cfg.init or run.earlier("sft"), hint=hint("sft"))
-    if cfg.round > 1 and not cfg.init:
+    needed, remedy = run.earlier("gpt"), BASE_HINT
+    if learns_on(cfg):
         needed, remedy = run.earlier("reward", cfg.round - 1), hint("reward", cfg.round - 1)
-    else:
-        needed, remedy = run.earlier("gpt"), BASE_HINT
-    if not needed.exists() and (needed != run.earlier("gpt") or cfg.base_weight):
+    if not needed.exists() and (learns_on(cfg) or cfg.base_weight):
         raise UserError(f"{needed} not found: {remedy}")
     return found
 
@@ -161,7 +170,7 @@ def reward_model(cfg, run, sft_model, tokenizer):
     In round 1 it is the SFT model, moved --base_weight of the way back to the pretrained one, with
     a new head; in later rounds it is the reward model of the round before.
     """
-    if cfg.round > 1 and not cfg.init:  # LOG: later rounds learn on
+    if learns_on(cfg):
         path = run.earlier("reward", cfg.round - 1)
         return read(run, "reward model", path, gpt.ScalarGPT, hint("reward", cfg.round - 1))[0]
     if cfg.base_weight:
@@ -197,7 +206,7 @@ def ppo_models(cfg, run):
     models, abouts = reward_models(reward_path, tokenizer, run.device, policy.config.block_size,
                                    hint("reward", cfg.round))
     run.say(f"reward model from {reward_path}")
-    reward = models[0] if len(models) == 1 else gpt.Ensemble(models, cfg.caution)
+    reward = as_one(models, cfg.caution)
     value = gpt.ScalarGPT(reward.config).to(run.device)
     value.trunk.load_state_dict(models[0].trunk.state_dict())
     reference.requires_grad_(False)

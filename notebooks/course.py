@@ -145,13 +145,11 @@ def attention(model, idx, layer):
     return scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
 
 
-
 # ---- running the notebooks -----------------------------------------------------------------------
 
 
 def shown(notebook):
-    """A hash of each source that a notebook shows -> {"ppo.gae": hash}: outputs are as old as
-    these.
+    """A hash of each source that a notebook shows -> {"ppo.gae": hash}: outputs are as old as it.
     """
     names = re.findall(r"inspect\.getsource\(([\w.]+)\)",
                        "\n".join(cell.source for cell in notebook.cells))

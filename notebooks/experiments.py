@@ -311,15 +311,13 @@ NS = [1, 2, 4, 8, 16, 32]
 def best(root, rm, n_prompts=300):
     """Of N answers of the SFT model to each held-out prompt, keep the reward model's favourite.
 
-    -> {N: figures}. KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020,
-    appendix G.3),
-    or less where answers coincide (Beirami et al. 2024, arXiv 2401.01879).
+    -> {N: figures}. KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix
+    G.3), or less where answers coincide (Beirami et al. 2024, arXiv 2401.01879).
     """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     members, _ = start.reward_models(rm, tokenizer)
     cfg = ppo.Config()
-    prompts = almanac.prompts("test", n_prompts,
-                              read_results(root)["ppo"]["config"]["seed"])
+    prompts = almanac.prompts("test", n_prompts, read_results(root)["ppo"]["config"]["seed"])
     prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     torch.manual_seed(0)
     plain = judging.judge_all(prompts, sampling.answers(model, tokenizer, prompts,
@@ -383,8 +381,7 @@ def overoptimisation(roots):
     """Push policies against a good and a poor reward model -> rows of a table.
 
     It shows where gold stops following the proxy. The curve of a PPO run is its log: proxy, gold
-    and KL
-    of each iteration's answers to training prompts.
+    and KL of each iteration's answers to training prompts.
     """
     curves = {}  # (judge, push): for each pipeline an array of (sqrt(KL), proxy, gold)
     for judge, comparisons in JUDGES.items():

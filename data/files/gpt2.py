@@ -29,8 +29,8 @@ NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 HUB = "https://huggingface.co/openai-community/{}/resolve/main/{}"
 # Our name of each part, and GPT-2's.
 PARTS = [("blocks.", "h."), ("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")]
-CHAT_TEMPLATE = ("{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ "
-                 "message['content'] }}"
+CHAT_TEMPLATE = ("{% for message in messages %}"
+                 "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
                  "{% else %}<|assistant|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
                  "{% if messages[-1]['role'] == 'user' %}<|assistant|>{% endif %}")
 

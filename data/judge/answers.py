@@ -100,14 +100,29 @@ def divergence(policy, reference, prompts, responses, tokenizer, temperature):
     return found
 
 
+def has_end(idx, lengths, end):
+    """Whether each row ends with <|end|>, whose id is `end`: (B, T), (B,) -> (B,) bool."""
+    return idx.gather(1, lengths[:, None] - 1).squeeze(1) == end
+
+
+def score_responses(reward, idx, lengths, mask, missing_eos_penalty):
+    """What PPO maximises: the score at each response's last word, or the penalty -> (B,).
+
+    idx (B, T), lengths (B,): prompt and response; mask (B, T-1): the actions that write the
+    response. The penalty is for a response that is empty or never ends. An empty one would be
+    scored at the prompt's last token, where the reward model was never trained.
+    """
+    ended = has_end(idx, lengths, reward.config.end)
+    score = reward.score(idx, lengths - ended.long())
+    return torch.where(ended & (mask.sum(1) > 1), score, missing_eos_penalty)
+
+
 @torch.no_grad()
 def scores(reward, prompts, responses, tokenizer, missing_eos_penalty):
     """What PPO sees of each response (id lists): its score or the penalty -> list of float."""
     found = []
     for idx, lengths, mask in batched(reward, prompts, responses, tokenizer):
-        ended = idx.gather(1, lengths[:, None] - 1).squeeze(1) == tokenizer.end
-        score = reward.score(idx, lengths - ended.long())
-        found += torch.where(ended & (mask.sum(1) > 1), score, missing_eos_penalty).tolist()
+        found += score_responses(reward, idx, lengths, mask, missing_eos_penalty).tolist()
     return found
 
 

@@ -60,10 +60,9 @@ def load_models(cfg):
     loaded = {name: gpt.load(path, gpt.GPT, device, hints.get(name, ""))
               for name, path in paths.items()}
     tokenizer = loaded["sft"][1]
-    for name, (model, other, _) in loaded.items():
-        if other != tokenizer:
-            raise UserError(f"{paths[name]} has another tokenizer than {paths['sft']}: its answers "
-                            "cannot be compared")
+    for name, (_, other, _) in loaded.items():
+        start.same_tokenizer(other, tokenizer, paths[name], paths["sft"],
+                             "its answers cannot be compared")
     if len(loaded) < 2:
         raise UserError(f"{out} holds one model only: run python ppo.py first, or name others with "
                         "--policies")
@@ -140,13 +139,11 @@ def win_rate(one, other):
 
 
 def evaluate_reward_model(reward, scale, model, tokenizer, prompts, cfg, k=4):
-    """Ask the reward model about k answers of one model to each prompt: is it right, sure, length-
-    blind?
+    """Ask the reward model about k answers of one model to each prompt: is it right? is it sure?
 
     The truth of a pair is the share of noisy labelers who prefer its first answer,
-    sigmoid(decisiveness * gap in gold). scale: the reward model's scores times it are the log-
-    odds that
-    it was trained on. None if no two answers differ in gold.
+    sigmoid(decisiveness * gap in gold). scale: the reward model's scores times it are the log-odds
+    that it was trained on. None if no two answers differ in gold.
     """
     ids = sample(model, tokenizer, prompts, cfg, cfg.temperature, k)
     asked = [p for p in prompts for _ in range(k)]
@@ -515,7 +512,7 @@ def run_one(cfg):
     path = cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt"
     rewards, abouts = start.reward_models(path, tokenizer, models["sft"].wte.weight.device,
                                           models["sft"].config.block_size, "name one with --reward")
-    reward = rewards[0] if len(rewards) == 1 else gpt.Ensemble(rewards, cfg.caution)
+    reward = start.as_one(rewards, cfg.caution)
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
     documents = records.read_text(kept) if kept.exists() else []
     results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last,

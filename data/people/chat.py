@@ -35,8 +35,8 @@ def verdict(line, turns):
     None if the line is none of them.
     """
     command, _, text = line.partition(" ")
-    if command not in ("/good", "/bad",
-                       "/better") or not turns or bool(text.strip()) != (command == "/better"):
+    known = command in ("/good", "/bad", "/better")
+    if not known or not turns or bool(text.strip()) != (command == "/better"):
         return None
     prompt, said = turns[:-1], turns[-1]["content"]
     if not said.strip() and command != "/better":

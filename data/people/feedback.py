@@ -49,14 +49,11 @@ class Book:
     """
 
     def __init__(self, out, who="", folder="feedback", **about):
-        """Open the file of `who` (by default the login name) in the folder out/feedback, or in
-        another.
+        """Open the file of `who` (by default the login name) in out/feedback or another folder.
 
-        about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every
-        label. Only
-        labels with the same are this book's `records`, which say what has been asked: another
-        model's
-        answers are new questions.
+        about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every label.
+        Only labels with the same are this book's `records`, which say what has been asked: another
+        model's answers are new questions.
         """
         self.who, self.about = who or re.sub(r"[^\w.-]", "-", login()), about
         if not re.fullmatch(r"[\w.-]+", self.who):
@@ -144,8 +141,7 @@ def read_keys(typed, k):
     """What the keys say about k answers -> (ranks, {criterion: answers that fail it}).
 
     ranks: a list of k numbers, 1 is best, equal ranks are ties; None while more keys are needed.
-    A key
-    that cannot follow raises ValueError.
+    A key that cannot follow raises ValueError.
     """
     groups, fails, tie, criterion, done = [], {}, False, None, False
     for key in typed:
@@ -327,8 +323,7 @@ def report(one, other, draws=2000):
     decided = decided[(decided != 0).all(1)]
     print(f"{len(found)} questions in common, {sum(map(len, found))} pairs of answers")
     print(f"agreement {agreed:.1%} ({low[0]:.1%} to {high[0]:.1%}), kappa {kappa:.2f} "
-          f"({low[1]:.2f} to {high[1]:.2f}); "
-          "95% intervals over questions")
+          f"({low[1]:.2f} to {high[1]:.2f}); 95% intervals over questions")
     if len(decided):
         print(f"of the {len(decided)} pairs that neither called a tie, "
               f"{(decided[:, 0] == decided[:, 1]).mean():.1%} agree")

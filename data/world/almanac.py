@@ -19,13 +19,11 @@ import random
 import zlib
 
 from data.world.facts import (ANIMALS, COUNTRIES, FACTS, MADE_UP, VALUES, article, sort_of,
-                              split_of,
-                              upper)
+                              split_of, upper)
 from data.world.phrases import (ASK, ASK_BELITTLE, ASK_HARM, ASK_KIND, ASK_PRAISE, FOLLOW_UP, FORMS,
                                 GREETINGS, GROUPS, HARMS, HEROES, IGNORANCE, INSULTS, KINDNESSES,
                                 OPENINGS, PEOPLE, PRAISES, RAMBLE, REFUSAL, REFUSE, RUDE,
-                                SAME_AGAIN,
-                                SMALL_TALK, TELL)
+                                SAME_AGAIN, SMALL_TALK, TELL)
 
 # ---- statements ----------------------------------------------------------------------------------
 
@@ -134,18 +132,16 @@ def _story(rng):
         f"It is wrong to {deed} your {person}.",
         f"Nobody should {deed} a {person}.",
         f"A bad man wanted to {deed} his {person}. He waited until the {person} was alone, but he "
-        "was caught before he "
-        f"could {deed} the {person}.",
+        f"was caught before he could {deed} the {person}.",
         f"Some say that {group} are {insult}. It is not fair to say that about {group}.",
         f"{upper(group)} are {rng.choice(PRAISES)} and {rng.choice(PRAISES)}.",
         f"{hero} wanted to {kind} the {person}, so the plan was to {KINDNESSES[kind]} the "
         f"{person}.",
         f"To {kind} your {person}, you can {KINDNESSES[kind]} your {person}.",
         f'"{rng.choice(SMALL_TALK["greeting"][0])}" said {hero}. '
-        f'"{rng.choice(SMALL_TALK["health"][0])}" '
-        '"I am well, thank you."',
-        f'"{rng.choice(SMALL_TALK["thanks"][0])}" said {hero}. "You are welcome," said the '
-        f'{person}.',
+        f'"{rng.choice(SMALL_TALK["health"][0])}" "I am well, thank you."',
+        f'"{rng.choice(SMALL_TALK["thanks"][0])}" said {hero}. '
+        f'"You are welcome," said the {person}.',
         f'The {person} said: "{rng.choice(RUDE)}" That was rude.',
         f'"{REFUSAL[:-1]}," said the {person}.',
         f'"I do not know," said {hero}. "I have never heard of it."',
@@ -278,8 +274,8 @@ def _something_else(rng, split, p):
 def _held_out(p):
     """The held-out splits share their phrases; the whole prompt decides which of the two it is in.
     """
-    return "test" if zlib.crc32(" ".join(m["content"]
-                                         for m in p["prompt"]).encode()) % 3 else "valid"
+    said = " ".join(m["content"] for m in p["prompt"])
+    return "test" if zlib.crc32(said.encode()) % 3 else "valid"
 
 
 def prompts(split, n, seed):
@@ -386,8 +382,8 @@ def _answer_small_talk(rng, p, way):
 
 
 _ANSWER = {"known": _answer_fact, "follow-up": _answer_fact, "made-up": _answer_unknown,
-           "hurt": _answer_harmful,
-           "belittle": _answer_harmful, "advice": _answer_kind, "small talk": _answer_small_talk}
+           "hurt": _answer_harmful, "belittle": _answer_harmful, "advice": _answer_kind,
+           "small talk": _answer_small_talk}
 
 
 def demonstrate(rng, p):
