@@ -10,6 +10,8 @@ A conversation is `<|user|>Hello!<|assistant|>Good day.<|end|><|user|>...`. What
 always text: a typed "<|end|>" is seven characters, never the token.
 """
 
+import heapq
+import re
 from collections import Counter, defaultdict
 
 import regex
@@ -18,6 +20,10 @@ import tiktoken
 SPECIALS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 # GPT-2's way of cutting text into words before merging; merges never cross a word.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+# Text without a space, or of nothing else, is cut before it costs minutes or tiktoken's stack.
+LONGEST_WORD = 32    # characters, where merges are learned
+LONGEST_RUN = 2000   # characters, where text is encoded; GPT-2's longest tokens have 128
+_ENDLESS = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)|\s{{{LONGEST_RUN}}}(?=\s)")
 
 
 def train(texts, vocab_size):
@@ -30,7 +36,9 @@ def train(texts, vocab_size):
     if vocab_size < 256 + len(SPECIALS):
         raise ValueError(f"vocab_size is {vocab_size}, at least {256 + len(SPECIALS)} are needed: "
                          "all bytes and the special tokens")
-    counts = Counter(word for text in texts for word in regex.findall(PATTERN, text))
+    counts = Counter(word[i:i + LONGEST_WORD]
+                     for text in texts for word in regex.findall(PATTERN, text)
+                     for i in range(0, len(word), LONGEST_WORD))
     words = [([bytes([b]) for b in word.encode()], n) for word, n in counts.items()]
     pairs, places = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
     for i, (parts, n) in enumerate(words):
@@ -38,23 +46,31 @@ def train(texts, vocab_size):
             pairs[pair] += n
             places[pair].add(i)
     ranks = {bytes([b]): b for b in range(256)}
-    while len(ranks) < vocab_size - len(SPECIALS) and pairs:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merged = best[0] + best[1]
+    heap = [(-n, pair) for pair, n in pairs.items()]  # the best first; counts may be out of date
+    heapq.heapify(heap)
+    while len(ranks) < vocab_size - len(SPECIALS) and heap:
+        n, best = heapq.heappop(heap)
+        if n == 0 or -n != pairs[best]:
+            continue
+        merged, change = best[0] + best[1], defaultdict(int)
         ranks.setdefault(merged, len(ranks))
-        for i in sorted(places[best]):
+        for i in places.pop(best):
             parts, n = words[i]
             for pair in zip(parts, parts[1:]):
-                pairs[pair] -= n
+                change[pair] -= n
             j = 0
             while j < len(parts) - 1:
                 if (parts[j], parts[j + 1]) == best:
                     parts[j:j + 2] = [merged]
                 j += 1
             for pair in zip(parts, parts[1:]):
+                change[pair] += n
+                if merged in pair:
+                    places[pair].add(i)
+        for pair, n in change.items():
+            if n:
                 pairs[pair] += n
-                places[pair].add(i)
-        pairs = +pairs  # drop what occurs no more
+                heapq.heappush(heap, (-pairs[pair], pair))
     return ranks
 
 
@@ -74,7 +90,11 @@ class Tokenizer:
 
     def encode(self, text):
         """Ids of a text; special tokens in it are plain characters."""
-        return self.encoding.encode_ordinary(text)
+        ids, start = [], 0
+        for end in [*(cut.end() for cut in _ENDLESS.finditer(text)), len(text)]:
+            ids += self.encoding.encode_ordinary(text[start:end])
+            start = end
+        return ids
 
     def decode_bytes(self, ids):
         """The bytes of ids; special tokens stand for no text."""
@@ -105,4 +125,7 @@ class Tokenizer:
 
     @classmethod
     def from_list(cls, tokens):
-        return cls({bytes.fromhex(token): rank for rank, token in enumerate(tokens)})
+        ranks = {bytes.fromhex(token): rank for rank, token in enumerate(tokens)}
+        if not all(bytes([byte]) in ranks for byte in range(256)) or b"" in ranks:
+            raise ValueError("its tokenizer lacks single bytes")
+        return cls(ranks)
