@@ -14,14 +14,13 @@ as (out, in).
 """
 
 import json
-import pickle
 import struct
 from pathlib import Path
 
 import torch
 from torch.hub import download_url_to_file, get_dir
 
-from data.run.checkpoint import write
+from data.run.checkpoint import BROKEN, honest, load, make_folder, parse_json, regular, write
 from data.run.cli import UserError
 from data.tokenizer import SPECIALS, Tokenizer
 
@@ -47,14 +46,18 @@ def is_conv1d(name):
 
 # ---- safetensors ---------------------------------------------------------------------------------
 
+LONGEST_HEADER = 10_000_000  # bytes
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_safetensors(path):
     """{name: tensor}; ValueError if the file is cut or no safetensors."""
+    regular(path)
     content = bytearray(Path(path).read_bytes())
     if len(content) < 8 or (start := 8 + struct.unpack("<Q", content[:8])[0]) > len(content):
         raise ValueError("its header is cut")
+    if start > LONGEST_HEADER:
+        raise ValueError("its header is larger than any model's")
     tensors = {}
     for name, about in json.loads(content[8:start]).items():
         if name == "__metadata__" or about["dtype"] not in TYPES:
@@ -115,7 +118,7 @@ def read_ranks(folder):
              if (folder / file).exists()]
     if not found:
         raise UserError(f"{folder} holds no vocab.json or encoder.json: put GPT-2's there")
-    vocab = json.loads(found[0].read_text())
+    vocab = parse_json(found[0])
     vocab = vocab["model"]["vocab"] if found[0].name == "tokenizer.json" else vocab
     # GPT-2 writes bytes as letters: those that can be printed as themselves, the others as the
     # letters from 256 on.
@@ -163,10 +166,10 @@ def read(where):
             found = "missing" if tensor is None else tuple(tensor.shape)
             raise UserError(f"{weights}: {their_name(name)} is {found}, config.json wants {shape}: "
                             "they do not belong together")
-        ours[name] = tensor.contiguous()
+        ours[name] = tensor.contiguous().float()
     kind = "GPT"
     if "score.weight" in state:
-        kind, ours = "ScalarGPT", _unfold(ours, state["score.weight"], about.get("bias"))
+        kind, ours = "ScalarGPT", _unfold(ours, state["score.weight"].float(), about.get("bias"))
     return dict(kind=kind, config=config, tokenizer=tokenizer.to_list(), about={}, state=ours)
 
 
@@ -181,16 +184,18 @@ def _read_folder(folder):
         raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download "
                         "one of them")
     try:
-        about = json.loads((folder / "config.json").read_text())
+        about = parse_json(folder / "config.json")
         ranks = read_ranks(folder)
         if weights.suffix == ".safetensors":
             state = read_safetensors(weights)
         else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = load(weights, "cpu")
         for name in ("vocab_size", "n_layer", "n_head", "n_embd"):
             about[name] = int(about[name])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError,
-            pickle.UnpicklingError) as error:
+        if about["n_layer"] > len(state):
+            raise ValueError(f"it claims {about['n_layer']} blocks")
+        honest(state)
+    except BROKEN as error:
         why = (str(error) or type(error).__name__).splitlines()[0][:80]
         raise UserError(f"{folder} cannot be read ({why}): download it again") from None
     if about.get("model_type", "gpt2") != "gpt2":
@@ -200,7 +205,7 @@ def _read_folder(folder):
         if about.get(name) not in (None, *ours):
             raise UserError(f"{folder / 'config.json'}: {name} is {about[name]}, and this code has "
                             f"{ours[0]}: choose another model")
-    state = {name.removeprefix("transformer."): tensor.float() for name, tensor in state.items()}
+    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
     return about, ranks, state, weights
 
 
@@ -246,8 +251,7 @@ def export(state, config, tokenizer, scalar, folder):
     weight w: w (x + b w / |w|^2) = w x + b. The original biases are kept in config.json, so that
     `read` gives back the same bits.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     state = {name.removeprefix("trunk."): tensor for name, tensor in state.items()}
     head = {name: state.pop(name) for name in ("head.weight", "head.bias") if name in state}
     architecture = "GPT2ForSequenceClassification" if scalar else "GPT2LMHeadModel"

@@ -18,16 +18,19 @@ that was cut in the middle is set aside.
 """
 
 import gzip
+import io
 import json
 import zlib
 from pathlib import Path
 
 from data.files.foreign import OURS, recognise, text_field
-from data.run.checkpoint import write
+from data.run.checkpoint import regular, write
 from data.run.cli import UserError
 from data.world import almanac
 
-LONGEST_LINE = 1_000_000  # bytes: no conversation
+LONGEST_LINE = 1_000_000        # bytes: no conversation
+LARGEST_FILE = 2_000_000_000    # bytes, unpacked: the records take several times as much memory
+LARGEST_ARRAY = 200_000_000     # bytes of one JSON value, which may take 30 times as much memory
 
 
 def read_text(path):
@@ -128,9 +131,14 @@ def split(records):
     return training or held_out, held_out
 
 
+def to_jsonl(records):
+    """Records as text, one per line."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
 def write_jsonl(path, records):
     """Write records, one per line; the file is whole at any moment."""
-    write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write(path, to_jsonl(records))
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -144,50 +152,108 @@ def _suffix(path):
     return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
+def several(paths):
+    """"a,b" -> its paths; the name of one that exists may hold a comma."""
+    return [str(paths)] if Path(paths).exists() else str(paths).split(",")
+
+
 def _files(paths):
     """"file,folder" -> the files."""
     found = []
-    for part in str(paths).split(","):
+    for part in several(paths):
         inside = sorted(Path(part).iterdir()) if Path(part).is_dir() else []
         found += [p for p in inside if _suffix(p) in (*ENDINGS, ".txt")] or [part]
     return found
 
 
+def _limit(path):
+    """How many bytes a file may unpack to: text packs 3 to 15 times, a bomb up to 1000 times."""
+    return min(LARGEST_FILE, max(50_000_000, 30 * regular(path).st_size))
+
+
 def _bytes(path):
     try:
-        content = Path(path).read_bytes()
-        return gzip.decompress(content) if Path(path).suffix == ".gz" else content
+        size, limit = regular(path).st_size, LARGEST_FILE  # a pipe would wait for its writer
+        if Path(path).suffix == ".gz":
+            limit = _limit(path)
+            with gzip.open(path) as file:
+                content = file.read(limit + 1)
+            size = len(content)
+        elif size <= limit:
+            content = Path(path).read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be unpacked ({error}): download it again") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check --data") from None
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}): check --data") from None
+    if size > limit:
+        raise UserError(f"{path} holds more than {limit / 1e6:,.0f} MB: cut it into parts")
+    return content
 
 
 def _rows(path):
     """The records of a file: yields (place, dict or the bytes of a line, whether it was cut)."""
     if _suffix(path) == ".parquet":
-        try:
-            import pyarrow.parquet
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except ImportError:
-            raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0][:80]}): check "
-                            "--data") from None
-        yield from ((f"{path}, row {n}", row, False) for n, row in enumerate(rows, start=1))
+        yield from ((f"{path}, row {n}", row, False) for n, row in enumerate(_parquet(path), 1))
         return
     content = _bytes(path).removeprefix(b"\xef\xbb\xbf")
     if _suffix(path) == ".json" and content.lstrip()[:1] == b"[":
+        if len(content) > LARGEST_ARRAY:
+            raise UserError(f"{path} is one JSON array of more than {LARGEST_ARRAY / 1e6:,.0f} "
+                            "MB: write a record a line")
         try:
             rows = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not JSON ({error}): download it again") from None
         yield from ((f"{path}, record {n}", row, False) for n, row in enumerate(rows, start=1))
         return
-    lines = content.split(b"\n")
+    last, lines = len(content), io.BytesIO(content)
     for n, line in enumerate(lines, start=1):
         if line.strip():
-            yield f"{path}, line {n}", line, n == len(lines) and not line.rstrip().endswith(b"}")
+            yield (f"{path}, line {n}", line,
+                   lines.tell() == last and not line.rstrip(b" \t\r").endswith((b"}", b"\n")))
+
+
+def _parquet(path):
+    """The rows of a parquet file, a few at a time, as its columns may unpack to anything."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
+    try:
+        limit, size = _limit(path), 0
+        with pyarrow.parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            size = sum(group.total_byte_size for group in groups)  # of what is packed
+            for batch in file.iter_batches(batch_size=16) if size <= limit else ():
+                if (size := size + batch.nbytes) > limit:
+                    break
+                yield from batch.to_pylist()
+    except (OSError, ValueError, NotImplementedError, KeyError, TypeError, OverflowError,
+            MemoryError, pyarrow.ArrowException) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise UserError(f"{path} cannot be read ({why}): check --data") from None
+    if size > limit:
+        raise UserError(f"{path} unpacks to more than {limit / 1e6:,.0f} MB: cut it into parts")
+
+
+class Broken:
+    """The lines that cannot be used: how many, and what is wrong with the first of them."""
+
+    def __init__(self):
+        self.count, self.sentences = 0, []
+
+    def append(self, sentence):
+        self.count += 1
+        if self.count <= 100:
+            self.sentences.append(sentence)
+        if self.count > 10_000:  # whatever share of the lines they are
+            self.refuse()
+
+    def refuse(self):
+        more = f" (and {self.count - 1:,} more such lines)" if self.count > 1 else ""
+        raise UserError(f"{self.sentences[0]}{more}: mend or remove the line")
 
 
 def _read(paths, fields):
@@ -196,7 +262,7 @@ def _read(paths, fields):
     fields(record) -> dict of the checked fields beside the prompt, None to pass the record over; it
     raises ValueError with what is wrong.
     """
-    found, broken, lines = [], [], 0
+    found, broken, lines = [], Broken(), 0
     for path in _files(paths):
         form = None
         for place, row, cut in _rows(path):
@@ -217,14 +283,17 @@ def _read(paths, fields):
                     print(f"{place}: cut in the middle: set aside")
                 elif isinstance(error, UnicodeEncodeError):
                     broken.append(f"{place}: half of a surrogate pair, which is no text")
+                elif isinstance(error, RecursionError):
+                    broken.append(f"{place}: nested too deeply")
                 else:
                     broken.append(f"{place}: {error}" if isinstance(error, ValueError)
                                   else f"{place}: a field is not what it should be ({error})")
-    if len(broken) > .01 * lines:
-        more = f" (and {len(broken) - 1} more such lines)" if len(broken) > 1 else ""
-        raise UserError(f"{broken[0]}{more}: mend or remove the line")
-    for sentence in broken:
+    if broken.count > .01 * lines:
+        broken.refuse()
+    for sentence in broken.sentences:
         print(f"{sentence}: left out")
+    if broken.count > len(broken.sentences):
+        print(f"{paths}: {broken.count:,} lines in all are left out")
     if not found:
         why = "holds no record of the kind that is needed here" if lines else "is empty"
         raise UserError(f"{paths} {why}: give it at least one JSON line")
@@ -243,9 +312,9 @@ def _parse(line):
 
 
 def _checked(record, fields):
-    about = {name: record[name] for name in almanac.ABOUT if name in record}
-    if len(about) < len(almanac.ABOUT) or about["kind"] not in almanac.KINDS:
-        about = {}  # not a prompt that the labeler knows
+    about = {}
+    if almanac.knows(record):
+        about = {name: record[name] for name in almanac.ABOUT}
     checked = fields(record)
     return None if checked is None else {"prompt": _messages(record), **about, **checked}
 
@@ -296,7 +365,7 @@ def _comparison(record):
         return {"response": text_field(record, "response"), "verdict": record["verdict"]}
     responses, ranks = _responses(record)["responses"], record.get("ranks")
     if (not isinstance(ranks, list) or len(ranks) != len(responses)
-            or not all(type(r) is int and r >= 1 for r in ranks)):
+            or not all(type(r) is int and 1 <= r < 10 ** 6 for r in ranks)):
         raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for '
                          'the best')
     return {"responses": responses, "ranks": ranks, **who}

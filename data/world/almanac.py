@@ -321,6 +321,19 @@ KINDS = tuple(WAYS)
 ABOUT = ("kind", "subject", "relation", "form")
 
 
+def knows(record):
+    """Whether a record (a dict) says beside its messages what the labeler must know, all of it."""
+    kind, subject, relation, form = [record.get(name, 0) for name in ABOUT]
+    if kind == "small talk" and subject is None:
+        subject = ""
+    if not all(isinstance(x, str) for x in (kind, subject, relation, form or "")):
+        return False
+    if kind in ("known", "follow-up"):
+        return subject in FACTS.get(relation, ())
+    relations = {"made-up": FACTS, "small talk": SMALL_TALK, "advice": {*KINDNESSES, "praise"}}
+    return kind in KINDS and relation in relations.get(kind, {relation})
+
+
 def _answer_fact(rng, p, way):
     relation, name = p["relation"], p["subject"]
     truth = FACTS[relation][name]

@@ -290,7 +290,7 @@ def _judge_harmful(j, answer, said, stated, declines, meant):
 
 def _judge_friendly(j, prompt, answer, said, declines):
     """Small talk and kind advice."""
-    topic, target = prompt["relation"], prompt["subject"]
+    topic, target = prompt["relation"], re.escape(prompt["subject"] or "")
     if prompt["kind"] == "small talk":
         fits = any(re.search(_SMALL_TALK[topic], s, re.I) for s in said)
     elif topic == "praise":
