@@ -13,8 +13,9 @@ attention masks and left padding, as right padding needs neither (see `pad`). Co
 "LOG: ..." name an entry of notebooks/LOG.md, with what was tried and measured.
 """
 
+import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
+
 import math
-import pickle
 from dataclasses import asdict, dataclass
 
 import torch
@@ -48,7 +49,7 @@ class Config(Common):
     vocab_size: int = knob(1536, "tokens of the byte-level BPE, special tokens included", least=260)
     data: str = knob("", "text to read instead of the embedded world's", group="data and models")
     documents: int = knob(40000, "documents that the almanac writes", least=1)
-    save_every: int = knob(1000, "steps between two checkpoints", least=1)
+    eval_every: int = knob(1000, "steps between two measurements of the held-out loss", least=1)
     chat: bool = knob(False, "talk to a model", group="instead of training",
                       command="data.people.chat:converse")
     export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
@@ -333,17 +334,19 @@ def optimizer(model, lr, weight_decay=0.0, eps=1e-8):
 def optimizer_step(model, opt, lr, clip=1.0):
     """Sum gradients over processes, clip their norm, step -> the norm before clipping.
 
-    It leaves no gradient behind: the next backward starts from none.
+    A gradient that is not finite changes nothing, and the caller sees it by the norm. No gradient
+    is left behind: the next backward starts from none.
     """
     if world() > 1:
         for p in model.parameters():
             p.grad = all_reduce(torch.zeros_like(p) if p.grad is None else p.grad)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
     for group in opt.param_groups:
         group["lr"] = lr
-    opt.step()
+    if math.isfinite(norm):
+        opt.step()
     opt.zero_grad(set_to_none=True)
-    return norm.item()
+    return norm
 
 
 def learning_rate(step, steps, lr, warmup=0, floor=0.0):
@@ -376,15 +379,15 @@ def load(path, kind=GPT, device="cpu", hint=""):
     """
     try:
         found = gpt2.read(path) if gpt2.holds(path) else checkpoint.unpack(path, device)
+        config, classes = GPTConfig(**found["config"]), {"GPT": GPT, "ScalarGPT": ScalarGPT}
+        checkpoint.check(config, found["state"])
         with torch.device("meta"):  # no memory and no random numbers: the tensors read fill it
-            config, classes = GPTConfig(**found["config"]), {"GPT": GPT, "ScalarGPT": ScalarGPT}
             model = classes[found["kind"]](config)
         model.load_state_dict(found["state"], assign=True)
         tokenizer = Tokenizer.from_list(found["tokenizer"])
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, TypeError,
-            ValueError, AttributeError) as error:
+    except checkpoint.BROKEN as error:
         why = (str(error) or type(error).__name__).splitlines()[0][:80]
         raise UserError(f"{path} is not a checkpoint that can be read ({why}): "
                         f"{hint or 'make it again'}") from None
@@ -425,6 +428,8 @@ def read_text(cfg, run):
         held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
         checkpoint.write(run.path("text.txt"), "\n\n".join(documents))
     checkpoint.write(run.path("held_out.txt"), "\n\n".join(held_out))
+    run.lineage.made("gpt/text.txt", "\n\n".join(documents))
+    run.lineage.made("gpt/held_out.txt", "\n\n".join(held_out))
     tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
     ids = one_stream(documents, tokenizer, run.device)
     valid = one_stream(held_out, tokenizer, run.device)
@@ -474,7 +479,7 @@ def train(cfg):
     opt = optimizer(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, held_out[:5])
 
-    for step in run.range(cfg.steps):
+    for step in run.range(cfg.steps, model=model, opt=opt):
         # 1. Draw rows of text from random places.
         batch = random_rows(ids, cfg.batch, cfg.block_size)
         warmup = min(50, cfg.steps // 10)
@@ -486,15 +491,14 @@ def train(cfg):
             total += loss.detach()
             loss.backward()
         grad_norm = optimizer_step(model, opt, lr)
-        # 3. Measure, save and log.
-        measured = {}
-        if run.due(step, cfg.save_every):
-            measured = {"valid_loss": evaluate(model, valid)}
-            run.save(to_bytes(model, tokenizer, **run.about(step)))
+        # 3. Measure, log and save.
+        measured = {"valid_loss": evaluate(model, valid)} if run.due(step, cfg.eval_every) else {}
         run.log(step, batch.numel(), total, grad_norm=grad_norm, **measured)
+        if run.time_to_save(step):
+            run.save(step, to_bytes(model, tokenizer, **run.about(step)))
 
     after = continue_texts(model, tokenizer, held_out[:5])
-    report(run, before, after, measured["valid_loss"])
+    report(run, before, after, run.latest["valid_loss"])
     return model, run.history
 
 

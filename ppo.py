@@ -29,6 +29,8 @@ early stopping (--target_kl). `python -m notebooks.experiments options` measures
 Left out: an entropy bonus, reward whitening, a value head on the policy's trunk.
 """
 
+import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
+
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -87,7 +89,6 @@ class Config(Common):
     prompts: int = knob(20000, "prompts that the almanac writes", least=1)
     test_prompts: int = knob(1000, "held-out prompts for the final figures", least=1)
     ptx_text: str = knob("", "with --ptx: the text (default: gpt/text.txt in --out)")
-    save_every: int = knob(20, "iterations between two checkpoints", least=1)
     log_every: int = knob(1, "iterations between two lines of the log", least=1)
     eval: bool = knob(False, "judge all models of --out; writes report.md there",
                       group="instead of training", command="data.judge.report:run")
@@ -311,11 +312,13 @@ def describe(batch, returns, prompts, tokenizer):
     residual = (returns - batch.values_old)[mask]
     figures = dict(
         score=batch.score.mean().item(),
+        score_std=batch.score.std(unbiased=False).item(),
         kl=kl.sum(1).mean().item(),
         kl_token=gpt.masked_mean(kl, mask).item(),
         entropy=-gpt.masked_mean(batch.logp_old, mask).item(),
         length=mask.sum(1).float().mean().item(),
         end_rate=batch.ended.float().mean().item(),
+        empty=(batch.ended & (mask.sum(1) == 1)).float().mean().item(),
         explained_variance=1 - (residual.var() / returns[mask].var()).item())
     if judgeable(prompts):
         rows = zip(batch.idx[:, 1:].cpu(), mask.cpu())
@@ -330,16 +333,16 @@ def describe(batch, returns, prompts, tokenizer):
 def train(cfg):
     """Optimise the policy -> (policy, history). Writes out/ppo/, in later rounds out/ppo-2/ ..."""
     run = Run(cfg, "ppo")
-    policy, reference, reward, value, tokenizer, about = start.ppo_models(cfg, run)
+    policy, reference, reward, value, tokenizer = start.ppo_models(cfg, run)
     prompts, test = start.ppo_prompts(cfg, run, policy, tokenizer)
     text = start.pretraining_text(cfg, run, tokenizer, policy.config.block_size)
     compared, held_out = start.compared_models(cfg, run, policy, reference, tokenizer)
     run.prepare(policy, reference, reward, value)
     opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
     supply = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0)
-    beta = cfg.beta
+    beta = torch.tensor(cfg.beta, dtype=torch.double)
 
-    for step in run.range(cfg.steps):
+    for step in run.range(cfg.steps, supply, policy=policy, value=value, opt=opt, beta=beta):
         asked, lr, began = next(supply), cfg.lr * (1 - step / cfg.steps), run.seconds
         rendered = [tokenizer.render(p["prompt"]) for p in asked]
         idx, prompt_lengths = gpt.pad(rendered, tokenizer.pad, run.device)
@@ -353,18 +356,18 @@ def train(cfg):
         # 4. Improve policy and value on this batch.
         stats = update(policy, value, opt, batch, whiten(advantages, batch.mask), returns, cfg, lr,
                        text)
-        stats.update(lr=lr, beta=beta, rollout_seconds=rolled - began,
+        stats.update(lr=lr, beta=beta.item(), rollout_seconds=rolled - began,
                      update_seconds=run.seconds - rolled)
-        # 5. Save, log, and adapt beta if asked.
-        if run.due(step, cfg.save_every):
-            run.save(gpt.to_bytes(policy, tokenizer, **run.about(step, about)))
+        # 5. Log, adapt beta if asked, and save.
         figures = describe(batch, returns, asked, tokenizer)
         shown = {name: figures[name] for name in SHOWN if name in figures}
         run.log(step, int(batch.mask.sum()), also={**figures, **stats}, **shown)
         if cfg.kl_target:
-            beta = adapt(beta, figures["kl"], cfg.kl_target, cfg.kl_horizon, len(asked))
+            beta.fill_(adapt(beta, figures["kl"], cfg.kl_target, cfg.kl_horizon, len(asked)))
+        if run.time_to_save(step):
+            run.save(step, gpt.to_bytes(policy, tokenizer, **run.about(step)))
 
-    report(cfg, run, compared, reward, test, tokenizer, held_out, about)
+    report(cfg, run, compared, reward, test, tokenizer, held_out)
     return policy, run.history
 
 
@@ -374,9 +377,9 @@ PANELS = [["score", "gold"], ["kl"], ["entropy"], ["length"], ["policy_loss", "v
           ["rollout_seconds", "update_seconds"]]
 
 
-def report(cfg, run, models, reward, test, tokenizer, held_out, about):
+def report(cfg, run, models, reward, test, tokenizer, held_out):
     """Compare the models on held-out prompts, draw the curves, write results.json."""
-    results, answers = compare_models(models, reward, test, tokenizer, cfg, held_out)
+    results, answers = compare_models(models, reward, test, tokenizer, cfg, held_out, run.once)
     print_report(results, answers, test)
     run.draw(PANELS)
     rounds = start.rounds_before(cfg, run) or [outline(0, results, "sft")]
@@ -385,7 +388,7 @@ def report(cfg, run, models, reward, test, tokenizer, held_out, about):
     samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()})
                for i, p in enumerate(test[:20])]
     run.finish(**results, round=cfg.round, rounds=rounds, samples=samples,
-               seconds=run.about(cfg.steps - 1, about)["seconds"])
+               seconds=run.about(cfg.steps - 1)["seconds"])
 
 
 if __name__ == "__main__":

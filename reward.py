@@ -20,6 +20,8 @@ different seeds and the same --data; `ppo.py --reward a.pt,b.pt` uses them toget
 a.pt,b.pt` chooses what to rank next.
 """
 
+import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
+
 import copy
 import math
 import random
@@ -33,10 +35,10 @@ import torch.nn.functional as F
 
 import gpt
 from data import sampling, start
-from data.files.records import read_comparisons, split, write_jsonl
+from data.files.records import read_comparisons, split, to_jsonl, write_jsonl
 from data.judge.answers import judgeable
 from data.judge.figures import interval
-from data.run.cli import Common, knob, main
+from data.run.cli import Common, UserError, knob, main
 from data.run.processes import all_gather, micro_batches
 from data.run.run import Run, time_left
 from data.world import almanac, labeler
@@ -72,7 +74,6 @@ class Config(Common):
                            "policy of the round before, and the SFT model too)")
     data: str = knob("", "rankings to read instead of the embedded world's")
     test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
-    save_every: int = knob(200, "steps between two checkpoints", least=1)
     label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or "
                               "answers to rank again", group="instead of training",
                        command="data.people.feedback:rank_by_hand")
@@ -140,17 +141,21 @@ def normalized(model, mean, std):
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def respond(models, tokenizer, prompts, cfg):
+def respond(models, tokenizer, prompts, cfg, run=None, name=""):
     """The prompts that leave room, each with `responses`: K answers, of the models in equal parts.
+
+    A run keeps each 2000 prompts' answers under `name`: --resume need not sample them again.
     """
     prompts = sampling.with_room(models[0], tokenizer, prompts, cfg.max_new_tokens)
     copies = [len(range(n, cfg.k, len(models))) for n in range(len(models))]  # together K
     began, found = time.time(), []
     for first in range(0, len(prompts), 2000):
         part = prompts[first:first + 2000]
-        texts = [iter(sampling.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature,
-                                       n))
-                 for model, n in zip(models, copies)]
+        def work():
+            return [sampling.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, n)
+                    for model, n in zip(models, copies)]
+
+        texts = list(map(iter, run.once(f"{name}-{first}", work) if run else work()))
         for p in part:
             responses = [next(text) for text, n in zip(texts, copies) for _ in range(n)]
             found.append(dict(p, responses=responses))
@@ -168,31 +173,37 @@ def compare(records, rng):
     return ranked
 
 
-def rankings(cfg, run, sft_model, tokenizer, about):
-    """Collect rankings, or read them from --data -> (records, held-out ones, typical ones, about).
+def rankings(cfg, run, sft_model, tokenizer):
+    """Collect rankings, or read them from --data -> (records, held-out ones, typical ones).
 
     typical: records on whose answers the scores will be normalised.
     """
     if cfg.data:
         records, test = split(read_comparisons(cfg.data))
-        return records, test, records[:500], about
-    models, about = start.responders(cfg, run, sft_model, tokenizer, about)
+        run.lineage.made(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
+        run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
+        return records, test, records[:500]
+    models = start.responders(cfg, run, sft_model, tokenizer)
     earlier = start.earlier_rankings(cfg, run)
     seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
     wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
     asked = almanac.prompts("train", 4 * wanted if cfg.active else wanted, seed)
-    records = respond(models, tokenizer, asked, cfg)
-    test = respond(models, tokenizer, almanac.prompts("test", cfg.test_prompts, seed), cfg)
+    held_out = almanac.prompts("test", cfg.test_prompts, seed)
+    records = respond(models, tokenizer, asked, cfg, run, "answers")
+    test = respond(models, tokenizer, held_out, cfg, run, "test-answers")
     typical = (earlier + records)[:500]
     if cfg.active:
         context = sft_model.config.block_size
         members, abouts = start.reward_models(cfg.active, tokenizer, run.device, context,
-                                              "name reward models with --active")
-        records = most_disputed(members, abouts, tokenizer, records, wanted, run.device)
+                                              "name reward models with --active", run)
+        records = run.once("disputed", lambda: most_disputed(members, abouts, tokenizer, records,
+                                                             wanted, run.device))
     rng = np.random.default_rng(cfg.seed)
-    records, test = compare(records, rng), compare(test, rng)
+    records, test = run.once("rankings", lambda: (compare(records, rng), compare(test, rng)))
     write_jsonl(run.path("comparisons.jsonl"), records)
-    return earlier + records, test, typical, about
+    run.lineage.made(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
+    run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
+    return earlier + records, test, typical
 
 
 def encode(tokenizer, record, block_size):
@@ -247,8 +258,22 @@ def score_all(model, examples, device, size=64):
 
 
 def spread(scores, ranks):
-    """Mean and standard deviation of the scores of all answers there are."""
-    return scores[ranks > 0].mean().item(), scores[ranks > 0].std().item()
+    """Mean and standard deviation of the scores of all answers there are; UserError if all equal.
+    """
+    mean, std = scores[ranks > 0].mean().item(), scores[ranks > 0].std().item()
+    if not std > 0:
+        raise UserError(f"the reward model gives all typical answers the same score, {mean:.3g}: "
+                        "check the rankings, or lower --lr")
+    return mean, std
+
+
+def for_ppo(model, typical, device):
+    """A copy that gives typical answers scores of mean 0 and standard deviation 1 -> (it, scale).
+
+    The copy's scores times the scale are the model's, but for a constant: log-odds.
+    """
+    mean, std = spread(*score_all(model, typical, device))
+    return normalized(model, mean, std), std
 
 
 @torch.no_grad()
@@ -296,8 +321,8 @@ def evaluate(model, records, examples, device):
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
     run = Run(cfg, "reward")
-    sft_model, tokenizer, about = start.for_reward(cfg, run)
-    records, test, typical, about = rankings(cfg, run, sft_model, tokenizer, about)
+    sft_model, tokenizer = start.for_reward(cfg, run)
+    records, test, typical = rankings(cfg, run, sft_model, tokenizer)
     examples, test, test_examples, typical = prepare(cfg, run, records, test, typical, tokenizer,
                                                      sft_model.config.block_size)
     model = start.reward_model(cfg, run, sft_model, tokenizer)
@@ -306,11 +331,12 @@ def train(cfg):
     run.prepare(model)
     opt = gpt.optimizer(model, cfg.lr)
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), longest_row)
+    steps = cfg.steps or math.ceil(len(examples) / cfg.batch)
 
-    for step in run.range(cfg.steps or math.ceil(len(examples) / cfg.batch)):
+    for step in run.range(steps, supply, model=model, opt=opt):
         # 1. Draw ranked prompts.
-        batch, warmup, agreed = next(supply), min(20, run.steps // 10), Counter()
-        lr = gpt.learning_rate(step, run.steps, cfg.lr, warmup)
+        batch, warmup, agreed = next(supply), min(20, steps // 10), Counter()
+        lr = gpt.learning_rate(step, steps, cfg.lr, warmup)
         # 2. Sum the gradient over micro-batches, each weighted by its share of the prompts; step.
         total = torch.zeros((), device=run.device)
         for part in micro_batches(batch, cfg.micro_batch):
@@ -322,16 +348,16 @@ def train(cfg):
             right, pairs = accuracy(scores.detach(), quality(ranks))
             agreed.update(right=right * pairs, pairs=pairs)
         grad_norm = gpt.optimizer_step(model, opt, lr)
-        # 3. Normalise and save: PPO expects typical scores of mean 0 and standard deviation 1.
-        if run.due(step, cfg.save_every):
-            mean, std = spread(*score_all(model, typical, run.device))
-            ready = normalized(model, mean, std)
-            run.save(gpt.to_bytes(ready, tokenizer, scale=std, **run.about(step, about)))
+        # 3. Log, and save the model as PPO expects it.
         agreed = all_gather(agreed)
         tokens = sum(len(row) for rows, _ in batch for row in rows)
         run.log(step, tokens, total, accuracy=agreed["right"] / max(1, agreed["pairs"]),
                 also={"grad_norm": grad_norm})
+        if run.time_to_save(step):
+            ready, scale = for_ppo(model, typical, run.device)
+            run.save(step, gpt.to_bytes(ready, tokenizer, scale=scale, **run.about(step)))
 
+    ready, _ = for_ppo(model, typical, run.device)
     after, _ = score_all(ready, test_examples[:5], run.device)
     report(run, evaluate(ready, test, test_examples, run.device), test, before, after)
     return ready, run.history
@@ -345,8 +371,7 @@ def prepare(cfg, run, records, test, typical, tokenizer, block_size):
                                         block_size)
     typical = [e for r in typical if (e := encode(tokenizer, r, block_size))] or examples
     run.say(f"{len(examples):,} ranked prompts after {run.seconds:.0f} s")
-    # Answers that all tie teach nothing and cost as much.
-    examples = [e for e in examples if ranked_prompts([e])] or examples
+    examples = start.preferring(cfg, run, examples)
     if cfg.bootstrap:
         examples = random.Random(cfg.seed).choices(examples, k=len(examples))
     return examples, test, test_examples, typical

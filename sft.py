@@ -13,6 +13,8 @@ about three quarters of the facts to be right, and few perfect answers, as most 
 packing several conversations into a row, and dropout.
 """
 
+import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
+
 import random
 from dataclasses import dataclass
 
@@ -38,7 +40,7 @@ class Config(Common):
                      group="data and models")
     data: str = knob("", "demonstrations to read instead of the embedded world's")
     demonstrations: int = knob(48000, "demonstrations that the almanac's labelers write", least=1)
-    save_every: int = knob(500, "steps between two checkpoints", least=1)
+    eval_every: int = knob(500, "steps between two measurements of the held-out loss", least=1)
 
 
 def encode(tokenizer, record, block_size):
@@ -74,7 +76,7 @@ def evaluate(model, examples, device):
 def train(cfg):
     """Fine-tune -> (model, history). Writes out/sft/."""
     run = Run(cfg, "sft")
-    model, tokenizer, about, records, held_out = start.for_sft(cfg, run)
+    model, tokenizer, records, held_out = start.for_sft(cfg, run)
     context = model.config.block_size
     records, examples = start.fitting(cfg, run, "demonstrations", records, encode, tokenizer,
                                       context)
@@ -86,7 +88,7 @@ def train(cfg):
     before = sampling.answers(model, tokenizer, held_out[:5])
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))
 
-    for step in run.range(cfg.steps):
+    for step in run.range(cfg.steps, supply, model=model, opt=opt):
         # 1. Draw demonstrations.
         batch, warmup = next(supply), min(20, cfg.steps // 10)
         tokens, lr = response_tokens(batch), gpt.learning_rate(step, cfg.steps, cfg.lr, warmup)
@@ -97,25 +99,26 @@ def train(cfg):
             total += loss.detach()
             loss.backward()
         grad_norm = gpt.optimizer_step(model, opt, lr)
-        # 3. Measure, save and log.
+        # 3. Measure, log and save.
         measured = {}
-        if run.due(step, cfg.save_every):
+        if run.due(step, cfg.eval_every):
             measured = {"valid_loss": evaluate(model, valid, run.device)}
-            run.save(gpt.to_bytes(model, tokenizer, **run.about(step, about)))
         run.log(step, tokens, total, grad_norm=grad_norm, **measured)
+        if run.time_to_save(step):
+            run.save(step, gpt.to_bytes(model, tokenizer, **run.about(step)))
 
-    report(run, held_out[:5], before, sampling.answers(model, tokenizer, held_out[:5]), measured)
+    report(run, held_out[:5], before, sampling.answers(model, tokenizer, held_out[:5]))
     return model, run.history
 
 
-def report(run, shown, before, after, measured):
+def report(run, shown, before, after):
     """Print answers before and after, draw the curves, write results.json."""
     for p, old, new in zip(shown, before, after):
         print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
     samples = [dict(prompt=p["prompt"], before=old, after=new)
                for p, old, new in zip(shown, before, after)]
     run.draw([["loss", "valid_loss"], ["grad_norm"], ["tok/s"]])
-    run.finish(**measured, seconds=run.seconds, samples=samples)
+    run.finish(valid_loss=run.latest["valid_loss"], seconds=run.seconds, samples=samples)
 
 
 if __name__ == "__main__":

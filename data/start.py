@@ -4,7 +4,6 @@ The stages' sentences to the user about models and prompts that are missing or d
 For each model that a stage trains or trains against, a line says which file it came from.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ import torch
 import gpt
 from data import sampling
 from data.files import gpt2, records
+from data.run.checkpoint import read_json
 from data.run.cli import UserError
 from data.run.run import choose_device, setup
 from data.world import almanac
@@ -30,11 +30,20 @@ def newest_policy(out, flag):
     return max(found, key=lambda p: p.stat().st_mtime)
 
 
-def read(run, role, path, kind=gpt.GPT, hint=""):
-    """gpt.load, with a line that says what was read -> (model, tokenizer, about)."""
+def note(run, role, path, kind=gpt.GPT, hint="", by_hand=False):
+    """gpt.load, and the lineage notes what was read -> (model, tokenizer, about)."""
+    if Path(path).resolve() == run.path("ckpt.pt").resolve():
+        raise UserError(f"{path} is what this run will write: copy it, and name the copy")
     model, tokenizer, about = gpt.load(path, kind, run.device, hint)
-    run.say(f"{role} from {path}")
+    run.lineage.parent(role, path, about, model.state_dict(), by_hand)
     return model, tokenizer, about
+
+
+def read(run, role, path, kind=gpt.GPT, hint="", by_hand=False):
+    """As `note`, with a line that says what was read."""
+    found = note(run, role, path, kind, hint, by_hand)
+    run.say(f"{role} from {path}")
+    return found
 
 
 def same_tokenizer(one, other, path, other_path, remedy):
@@ -62,18 +71,23 @@ def interpolate_weights(model, other, share):
         p.lerp_(q, share)
 
 
-def reward_models(paths, tokenizer, device="cpu", block_size=0, hint=""):
+def reward_models(paths, tokenizer, device="cpu", block_size=0, hint="", run=None, by_hand=True):
     """Read reward models, "a.pt,b.pt" -> (list of ScalarGPT, what each checkpoint says of itself).
 
-    All must have this tokenizer, and at least this context.
+    All must have this tokenizer, and at least this context. run: the run that stands on them;
+    by_hand: whether the user has named them.
     """
     models, abouts = [], []
-    for path in str(paths).split(","):
+    for path in records.several(paths):
         model, other, about = gpt.load(path, gpt.ScalarGPT, device, hint)
         same_tokenizer(other, tokenizer, path, "the policy", hint or "choose another")
         if model.config.block_size < block_size:
             raise UserError(f"{path} reads {model.config.block_size} tokens and the policy writes "
                             f"{block_size}: {hint or 'choose another'}")
+        if run:
+            run.lineage.parent("reward model" + (f" {len(models) + 1}" if models else ""), path,
+                               about, model.state_dict(), by_hand)
+            run.say(f"reward model from {path}")
         models.append(model)
         abouts.append(about)
     return models, abouts
@@ -88,7 +102,7 @@ def as_one(models, caution):
 
 
 def for_sft(cfg, run):
-    """What sft.py starts from -> (model, tokenizer, about, demonstrations, held-out ones)."""
+    """What sft.py starts from -> (model, tokenizer, demonstrations, held-out ones)."""
     path = cfg.init or run.earlier("gpt")
     model, tokenizer, about = read(run, "pretrained model", path, hint=hint("gpt"))
     begin_chat(model, tokenizer, about)
@@ -98,7 +112,9 @@ def for_sft(cfg, run):
         demonstrations = almanac.demonstrations("train", cfg.demonstrations, cfg.seed)
         held_out = almanac.demonstrations("valid", 500, cfg.seed)
         records.write_jsonl(run.path("demonstrations.jsonl"), demonstrations)
-    return model, tokenizer, about, demonstrations, held_out
+    run.lineage.made("sft/demonstrations.jsonl", records.to_jsonl(demonstrations))
+    run.lineage.made("sft/held_out", records.to_jsonl(held_out))
+    return model, tokenizer, demonstrations, held_out
 
 
 def fitting(cfg, run, name, found, encode, tokenizer, block_size):
@@ -125,31 +141,32 @@ def learns_on(cfg):
 
 
 def for_reward(cfg, run):
-    """The SFT model, from which reward.py starts -> (model, tokenizer, about).
+    """The SFT model, from which reward.py starts -> (model, tokenizer).
 
-    The file that `reward_model` will read must exist before thousands of answers are sampled.
+    The file that `reward_model` will read must be there, and fit, before thousands of answers are
+    sampled.
     """
-    found = read(run, "SFT model", cfg.init or run.earlier("sft"), hint=hint("sft"))
-    needed, remedy = run.earlier("gpt"), BASE_HINT
+    model, tokenizer, _ = read(run, "SFT model", cfg.init or run.earlier("sft"), hint=hint("sft"))
     if learns_on(cfg):
-        needed, remedy = run.earlier("reward", cfg.round - 1), hint("reward", cfg.round - 1)
-    if not needed.exists() and (learns_on(cfg) or cfg.base_weight):
-        raise UserError(f"{needed} not found: {remedy}")
-    return found
+        note(run, "reward model", run.earlier("reward", cfg.round - 1), gpt.ScalarGPT,
+             hint("reward", cfg.round - 1))
+    elif cfg.base_weight:
+        note(run, "pretrained model", run.earlier("gpt"), hint=BASE_HINT)
+    return model, tokenizer
 
 
-def responders(cfg, run, sft_model, tokenizer, about):
-    """The models whose answers are ranked, the one that PPO trains first -> (list, its about)."""
+def responders(cfg, run, sft_model, tokenizer):
+    """The models whose answers are ranked, the one that PPO trains first -> list."""
     if not cfg.policy and cfg.round == 1:
-        return [sft_model], about
+        return [sft_model]
     path = cfg.policy or run.earlier("ppo", cfg.round - 1)
     remedy = "check --policy" if cfg.policy else hint("ppo", cfg.round - 1)
-    policy, other, about = read(run, "policy", path, hint=remedy)
+    policy, other, _ = read(run, "policy", path, hint=remedy, by_hand=bool(cfg.policy))
     same_tokenizer(other, tokenizer, path, cfg.init or run.earlier("sft"),
                    "give --init the SFT model it comes from")
     # After PPO a policy is almost deterministic: its four answers are often identical, and ranking
     # identical answers teaches nothing (LOG: half of the answers are the SFT model's).
-    return [policy] if cfg.round == 1 else [policy, sft_model], about
+    return [policy] if cfg.round == 1 else [policy, sft_model]
 
 
 def earlier_rankings(cfg, run):
@@ -161,6 +178,7 @@ def earlier_rankings(cfg, run):
             raise UserError(f"{path} not found: its round learned from --data; name the rankings "
                             "of all rounds with --data")
         found += records.read_comparisons(path)
+        run.lineage.read(f"{path.parent.name}/{path.name}", path.read_bytes(), path)
     return found
 
 
@@ -175,7 +193,8 @@ def reward_model(cfg, run, sft_model, tokenizer):
         return read(run, "reward model", path, gpt.ScalarGPT, hint("reward", cfg.round - 1))[0]
     if cfg.base_weight:
         path = run.earlier("gpt")
-        base, other, about = read(run, f"{cfg.base_weight:g} of the start", path, hint=BASE_HINT)
+        base, other, about = note(run, "pretrained model", path, hint=BASE_HINT)
+        run.say(f"{cfg.base_weight:g} of the start from {path}")
         if (other, base.config) != (tokenizer, sft_model.config):
             raise UserError(f"{cfg.init or run.earlier('sft')} does not come from {path}: "
                             "choose --base_weight 0, so that it alone is the start")
@@ -186,11 +205,28 @@ def reward_model(cfg, run, sft_model, tokenizer):
     return model
 
 
+def preferring(cfg, run, examples):
+    """The encoded comparisons (rows, ranks) that prefer a text to another: others teach nothing.
+
+    UserError if a file holds none. The labeler has no opinion on what an untrained model writes:
+    there all comparisons remain, as if they said something.
+    """
+    useful = [(rows, ranks) for rows, ranks in examples
+              if len(set(ranks)) > 1 and any(row != rows[0] for row in rows)]
+    if not useful and cfg.data:
+        raise UserError(f"{cfg.data}: none of the {len(examples)} comparisons prefers an answer to "
+                        "another: there is nothing to learn")
+    if len(useful) < len(examples):
+        run.say(f"{len(examples) - len(useful):,} of them prefer no answer to another"
+                + (": left out" if useful else ": there is nothing to learn"))
+    return useful or examples
+
+
 # ---- PPO -----------------------------------------------------------------------------------------
 
 
 def ppo_models(cfg, run):
-    """The four models of PPO -> (policy, reference, reward, value, tokenizer, about).
+    """The four models of PPO -> (policy, reference, reward, value, tokenizer).
 
     The policy starts as the SFT model, in later rounds as the policy of the round before; the
     reference is the SFT model; the value model starts as the reward model's trunk with a new head.
@@ -203,15 +239,14 @@ def ppo_models(cfg, run):
     reference, tokenizer, _ = read(run, "reference", sft_path, hint=hint("sft"))
     policy, other, _ = read(run, "policy", policy_path, hint=before)
     same_tokenizer(other, tokenizer, policy_path, sft_path, before)
-    models, abouts = reward_models(reward_path, tokenizer, run.device, policy.config.block_size,
-                                   hint("reward", cfg.round))
-    run.say(f"reward model from {reward_path}")
+    models, _ = reward_models(reward_path, tokenizer, run.device, policy.config.block_size,
+                              hint("reward", cfg.round), run, by_hand=bool(cfg.reward))
     reward = as_one(models, cfg.caution)
     value = gpt.ScalarGPT(reward.config).to(run.device)
     value.trunk.load_state_dict(models[0].trunk.state_dict())
     reference.requires_grad_(False)
     reward.requires_grad_(False)
-    return policy, reference, reward, value, tokenizer, abouts[0]
+    return policy, reference, reward, value, tokenizer
 
 
 def pretraining_text(cfg, run, tokenizer, block_size):
@@ -221,7 +256,12 @@ def pretraining_text(cfg, run, tokenizer, block_size):
     path = Path(cfg.ptx_text or run.earlier("gpt").with_name("text.txt"))
     if not path.exists():
         raise UserError(f"{path} not found: name the pretraining text with --ptx_text")
-    text = gpt.one_stream(records.read_text(path), tokenizer, run.device)
+    documents = records.read_text(path)
+    if cfg.ptx_text:
+        run.lineage.made(f"{run.stage}/ptx_text", "\n\n".join(documents))
+    else:
+        run.lineage.read("gpt/text.txt", "\n\n".join(documents), path)
+    text = gpt.one_stream(documents, tokenizer, run.device)
     if len(text) <= block_size:
         raise UserError(f"{path} has {len(text)} tokens, the context {block_size}: --ptx needs "
                         "more text")
@@ -237,6 +277,8 @@ def ppo_prompts(cfg, run, policy, tokenizer):
         seed = f"ppo {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
         prompts = almanac.prompts("train", cfg.prompts, seed)
         test = almanac.prompts("test", cfg.test_prompts, cfg.seed)
+    run.lineage.made(f"{run.stage}/prompts", records.to_jsonl(prompts))
+    run.lineage.made(f"{run.stage}/held_out", records.to_jsonl(test))
     given, context = len(prompts) + len(test), policy.config.block_size
     prompts = sampling.with_room(policy, tokenizer, prompts, cfg.max_new_tokens)
     test = sampling.with_room(policy, tokenizer, test, cfg.max_new_tokens)
@@ -262,8 +304,11 @@ def compared_models(cfg, run, policy, reference, tokenizer):
     """
     models, text, path = {"sft": reference, "ppo": policy}, None, run.earlier("gpt")
     if path.exists():
-        base, other, _ = read(run, "pretrained model, for comparison,", path)
-        if other == tokenizer and base.config.block_size >= policy.config.block_size:
+        base, other, about = gpt.load(path, gpt.GPT, run.device)
+        fits = run.lineage.fits("gpt", base.state_dict()) or not (cfg.init or cfg.reward)
+        if fits and other == tokenizer and base.config.block_size >= policy.config.block_size:
+            run.lineage.parent("pretrained model", path, about, base.state_dict())
+            run.say(f"pretrained model, for comparison, from {path}")
             if cfg.round == 1:  # later rounds need not judge it again
                 models = {"base": base, **models}
             if (held_out := path.with_name("held_out.txt")).exists():
@@ -274,7 +319,11 @@ def compared_models(cfg, run, policy, reference, tokenizer):
 def rounds_before(cfg, run):
     """The figures of all rounds before this one, or None if none were kept."""
     path = run.earlier("ppo", cfg.round - 1).with_name("results.json")
-    return json.loads(path.read_text())["rounds"] if cfg.round > 1 and path.exists() else None
+    if cfg.round == 1 or not path.exists():
+        return None
+    if not isinstance(rounds := read_json(path).get("rounds"), list):
+        raise UserError(f"{path} has no figures of the rounds: run its stage again")
+    return rounds
 
 
 # ---- commands ------------------------------------------------------------------------------------

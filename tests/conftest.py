@@ -1,14 +1,31 @@
 """Tiny random models, so that every law is checked in a fraction of a second and in float64 where it is exact."""
 
+import functools
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
 import gpt
+import ppo
+import reward
+import sft
+from data.files import records
+from nursery import Nursery
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    yield stages()
+    stages().close()
 
 
 @pytest.fixture
@@ -33,3 +50,52 @@ def model(config):
 @pytest.fixture
 def scalar(config):
     return lively(gpt.ScalarGPT(config))
+
+
+# ---- runs of the stages ---------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+SMALL = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
+
+
+def python(*args, cwd=ROOT, **kwargs):
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+@functools.cache
+def stages():
+    """The nursery of stages, for tests and for other fixtures."""
+    return Nursery()
+
+
+def run_stage(*args):
+    """A stage from the command line, with a torch that is loaded already -> as subprocess.run gives it."""
+    with tempfile.TemporaryDirectory() as folder:
+        log, errors = Path(folder) / "log", Path(folder) / "errors"
+        status = stages().run(args, log, errors)
+        return subprocess.CompletedProcess(args, status, log.read_text(), errors.read_text())
+
+
+def one_sentence(result):
+    """The user's mistake: exit status 2, one line on stderr, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """All four stages with tiny models, as a notebook would run them."""
+    out = str(tmp_path_factory.mktemp("out"))
+    gpt.train(gpt.Config(out=out, steps=4, eval_every=2, log_every=1, **SMALL))
+    sft.train(sft.Config(out=out, steps=4, eval_every=2, log_every=1, batch=4, demonstrations=40))
+    reward.train(reward.Config(out=out, prompts=12, test_prompts=6, k=3, batch=4, max_new_tokens=8, log_every=1))
+    policy, history = ppo.train(ppo.Config(out=out, steps=3, batch=8, minibatches=2, epochs=2, prompts=40, test_prompts=24, max_new_tokens=8, log_every=1))
+    return Path(out), policy, history
+
+
+def decide(path):
+    """Rank the answers in a file anew: a labeler without an opinion on what random models write says nothing."""
+    every = records.read_comparisons(path)
+    records.write_jsonl(path, [dict(r, ranks=list(range(1, len(r["responses"]) + 1))) for r in every])
+    return path

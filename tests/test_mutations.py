@@ -7,15 +7,15 @@ no test notices fails here. Most are from "bugs in the references" and the quest
 """
 
 import itertools
-import os
+import queue
 import re
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from nursery import Nursery
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -55,8 +55,7 @@ MUTATIONS = {
     "biases and LayerNorms decay": ("gpt.py", '{"params": others, "weight_decay": 0.0}', '{"params": others, "weight_decay": weight_decay}'),
     "gradients are not clipped": ("gpt.py", 'nn.utils.clip_grad_norm_(model.parameters(), clip)',
         'nn.utils.clip_grad_norm_(model.parameters(), math.inf)'),
-    "gradients add up over the steps": ("gpt.py", '    opt.step()\n    opt.zero_grad(set_to_none=True)\n',
-        '    opt.step()\n'),
+    "gradients add up over the steps": ("gpt.py", '    opt.zero_grad(set_to_none=True)\n', ''),
     "the learning rate of pretraining never falls": ("gpt.py", "progress = (step - warmup) / max(1, steps - warmup)", "progress = 0"),
     # SFT
     "the prompt is learned too": ("sft.py", "mask = gpt.response_mask(prompt_lengths, lengths", "mask = gpt.response_mask(0 * prompt_lengths + 1, lengths"),
@@ -109,16 +108,23 @@ MUTATIONS = {
     "the pretraining loss has no weight": ('ppo.py', '(cfg.ptx * loss).backward()',
         'loss.backward()'),
     # the loop
-    "the reference is the policy": ('data/start.py', '    models, abouts = reward_models(reward_path, tokenizer',
-        '    reference = policy\n    models, abouts = reward_models(reward_path, tokenizer'),
+    "the reference is the policy": ('data/start.py', '    models, _ = reward_models(reward_path, tokenizer',
+        '    reference = policy\n    models, _ = reward_models(reward_path, tokenizer'),
     "the value model is the reward model": ('data/start.py', '    value = gpt.ScalarGPT(reward.config).to(run.device)\n    value.trunk.load_state_dict(models[0].trunk.state_dict())\n',
         '    value = reward\n'),
     "PPO's learning rate never falls": ("ppo.py", "next(supply), cfg.lr * (1 - step / cfg.steps), run.seconds", "next(supply), cfg.lr, run.seconds"),
+    # a run that was stopped
+    "a resumed run has the random numbers of its beginning": ("data/run/progress.py", "        set_random_state(generators)\n", ""),
+    "a resumed run sees the first data again": ("data/run/run.py", "for _ in range(first):", "for _ in range(0):"),
+    "a resumed run has an optimizer without memory": ("sft.py", "supply, model=model, opt=opt)", "supply, model=model)"),
+    "a resumed run keeps what was logged after the save": ("data/run/run.py", '"".join(json.dumps(record) + "\\n" for record in self.history))', 'self.path("log.jsonl").read_text())'),
+    "a gradient that is not finite is stepped along": ("gpt.py", "    if math.isfinite(norm):\n        opt.step()\n", "    opt.step()\n"),
+    "what was made anew is mixed with what stands on it": ("data/run/lineage.py", "if not self.mix_runs:", "if False:"),
     "one step an epoch": ('ppo.py', 'for minibatch in order.to(batch.idx.device).tensor_split(cfg.minibatches):',
         'for minibatch in order.to(batch.idx.device).tensor_split(1):'),
 }
 CODE = ("gpt.py", "sft.py", "reward.py", "ppo.py")
-LAWS = ("test_gpt.py", "test_sft.py", "test_reward.py", "test_ppo.py", "test_parity.py", "test_runs.py")
+LAWS = ("test_gpt.py", "test_sft.py", "test_reward.py", "test_ppo.py", "test_parity.py", "test_nothing_lost.py", "test_runs.py")
 
 
 # Of them, mistakes that must also keep RLHF as a whole from learning.
@@ -126,7 +132,7 @@ FATAL = ("ranks are reversed", "the score is read one token early", "the ratio i
          "the mask starts one token late", "gradients add up over the steps", "the reference is the policy")
 
 
-def who_catches(mistake, folder, laws=LAWS):
+def who_catches(nurseries, mistake, folder, laws=LAWS):
     """Make one mistake in a copy of the project and run the laws there -> the name of the first test that fails, or ""."""
     file, right, wrong = MUTATIONS[mistake]
     for part in (*CODE, "data", "notebooks", "tests", ".pytest.ini"):
@@ -136,11 +142,14 @@ def who_catches(mistake, folder, laws=LAWS):
     assert code.count(right) == 1, f"{file} has no place, or several, for this mistake: {right!r}"
     (folder / file).write_text(code.replace(right, wrong))
     compile(code.replace(right, wrong), file, "exec")  # a mistake that is no Python would prove nothing
-    laws = sorted(laws, key=lambda name: name != f"test_{Path(file).name}")  # first those of the file that is wrong
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *[f"tests/{name}" for name in laws]]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.M)
-    assert done.returncode == 0 or failed, done.stdout[-1000:]  # tests that could not even start catch nothing
+    first = "test_nothing_lost.py" if file.startswith("data/run/") else f"test_{Path(file).name}"  # the laws of the file that is wrong
+    command = ["pytest", "-x", "-q", "-p", "no:cacheprovider", *[f"tests/{name}" for name in sorted(laws, key=lambda name: name != first)]]
+    nursery = nurseries.get()
+    status = nursery.run(command, folder / "output", cwd=folder)
+    nurseries.put(nursery)
+    output = (folder / "output").read_text()
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.M)
+    assert status == 0 or failed, output[-1000:]  # tests that could not even start catch nothing
     return failed[1] if failed else ""
 
 
@@ -149,8 +158,11 @@ def test_every_mistake_is_caught(mistakes, laws, tmp_path, capsys):
     folders, missed = [tmp_path / str(i) for i in range(len(mistakes))], []
     for folder in folders:
         folder.mkdir()
+    nurseries = queue.Queue()
+    for _ in range(2):
+        nurseries.put(Nursery("tests"))
     with ThreadPoolExecutor(2) as pool:
-        for mistake, law in zip(mistakes, pool.map(who_catches, mistakes, folders, itertools.repeat(laws))):
+        for mistake, law in zip(mistakes, pool.map(who_catches, itertools.repeat(nurseries), mistakes, folders, itertools.repeat(laws))):
             with capsys.disabled():
                 print(f"\n{mistake:55} {law or 'NOBODY NOTICES'}", end="", flush=True)
             missed += [] if law else [mistake]

@@ -387,7 +387,7 @@ def test_law_18_micro_batches_leave_the_loop_unchanged(loop, tmp_path):
 def test_every_option_reaches_the_loop(loop, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("\n\n".join(almanac.text(20, 1)))
     betas, kl_rewards = [], ppo.kl_rewards
-    monkeypatch.setattr(ppo, "kl_rewards", lambda *args: betas.append(args[-1]) or kl_rewards(*args))
+    monkeypatch.setattr(ppo, "kl_rewards", lambda *args: betas.append(float(args[-1])) or kl_rewards(*args))
     cfg = dataclasses.replace(loop[0], out=str(tmp_path), init=f"{loop[0].out}/sft/ckpt.pt", reward=f"{loop[0].out}/reward/ckpt.pt", kl_target=1e-9, kl_horizon=80,
                               ptx=1.0, ptx_text=str(tmp_path / "text.txt"), target_kl=1e-12)
     _, history = ppo.train(cfg)
@@ -456,7 +456,7 @@ def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_b
 
     monkeypatch.setattr(gpt, "ScalarGPT", Biased)
     policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed, beta=beta, steps=150, batch=256, epochs=2, minibatches=2,
-                                     lr=3e-3, temperature=1.0, max_new_tokens=3, log_every=50, save_every=1000))
+                                     lr=3e-3, temperature=1.0, max_new_tokens=3, log_every=50))
     reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", Biased)
     with torch.no_grad():

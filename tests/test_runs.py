@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,32 +25,7 @@ from data.judge import report
 from data import sampling, start
 from data.run import checkpoint
 from data.run.cli import UserError
-
-ROOT = Path(__file__).parent.parent
-SMALL = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
-
-
-def python(*args, cwd=ROOT, **kwargs):
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120, **kwargs)
-
-
-def one_sentence(result):
-    """The user's mistake: exit status 2, one line on stderr, no traceback."""
-    assert result.returncode == 2, result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1 and "Traceback" not in result.stderr
-    return result.stderr
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    """All four stages with tiny models, as a notebook would run them."""
-    out = str(tmp_path_factory.mktemp("out"))
-    gpt.train(gpt.Config(out=out, steps=4, save_every=2, log_every=1, **SMALL))
-    sft.train(sft.Config(out=out, steps=4, save_every=2, log_every=1, batch=4, demonstrations=40))
-    reward.train(reward.Config(out=out, prompts=12, test_prompts=6, k=3, batch=4, max_new_tokens=8, log_every=1))
-    policy, history = ppo.train(ppo.Config(out=out, steps=3, batch=8, minibatches=2, epochs=2, prompts=40, test_prompts=24, max_new_tokens=8, log_every=1))
-    return Path(out), policy, history
-
+from conftest import ROOT, SMALL, decide, one_sentence, python, run_stage
 
 def test_every_stage_leaves_its_files(pipeline):
     out, _, _ = pipeline
@@ -72,7 +46,7 @@ def test_results_have_the_names_that_others_build_on(pipeline):
 
 def test_a_run_is_reproducible(pipeline, tmp_path):
     out = pipeline[0]
-    model, history = sft.train(sft.Config(out=str(tmp_path), init=str(out / "gpt" / "ckpt.pt"), steps=4, save_every=2, log_every=1, batch=4, demonstrations=40))
+    model, history = sft.train(sft.Config(out=str(tmp_path), init=str(out / "gpt" / "ckpt.pt"), steps=4, eval_every=2, log_every=1, batch=4, demonstrations=40))
     again = [json.loads(line)["loss"] for line in open(out / "sft" / "log.jsonl")]
     assert [r["loss"] for r in history] == again
 
@@ -104,7 +78,7 @@ def test_a_second_run_keeps_the_first_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("stage", ["gpt", "sft", "reward", "ppo"])
 def test_help_explains_every_knob(stage):
-    result = python(f"{stage}.py", "--help")
+    result = run_stage(f"{stage}.py", "--help")
     assert result.returncode == 0
     for flag in __import__(stage).Config.__dataclass_fields__:
         assert f"--{flag}" in result.stdout
@@ -140,7 +114,7 @@ def test_importing_does_nothing():
     (["gpt.py", "--out", "/dev/null/x"], "cannot make the folder"),
 ])
 def test_mistakes_are_one_sentence(command, said, tmp_path):
-    assert said in one_sentence(python(*[part.format(tmp=tmp_path) for part in command]))
+    assert said in one_sentence(run_stage(*[part.format(tmp=tmp_path) for part in command]))
 
 
 @pytest.mark.parametrize("content, said", [
@@ -189,6 +163,7 @@ def test_pretraining_text_that_is_not_there_or_too_short_is_one_sentence(pipelin
         ppo.train(cfg)
 
 
+@pytest.mark.slow
 def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
     from notebooks import experiments
     root = tmp_path / "pipeline"
@@ -201,6 +176,7 @@ def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
     assert experiments.table(experiments.options([root])) == table
 
 
+@pytest.mark.slow
 def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypatch):
     from notebooks import experiments
     d = np.linspace(.1, 3, 20)
@@ -209,10 +185,11 @@ def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypat
         assert (alpha, beta, rest) == pytest.approx((.9, .2, 0), abs=1e-9)
     root = tmp_path / "pipeline"
     shutil.copytree(pipeline[0], root)
+    decide(root / "reward" / "comparisons.jsonl")
     monkeypatch.setattr(experiments, "LONGER", dict(steps=3, lr=1e-2, batch=8, minibatches=1, test_prompts=12, max_new_tokens=8))
     monkeypatch.setattr(experiments, "PUSHES", {"beta 0": dict(beta=0.0)})
     monkeypatch.setattr(experiments, "NS", [1, 2, 4])
-    monkeypatch.setattr(experiments, "JUDGES", {"all": None, "few": experiments.asked(8)})
+    monkeypatch.setattr(experiments, "JUDGES", {"all": None, "few": lambda root: records.read_comparisons(root / "reward" / "comparisons.jsonl")[:8]})
     monkeypatch.setattr(experiments, "best", functools.partial(experiments.best, n_prompts=12))
     table = experiments.table(experiments.overoptimisation([root]))
     assert table.count("\n") == 6 and "| few: PPO, beta 0, mean less one deviation of three | " in table and "nan" not in table
@@ -275,21 +252,20 @@ def test_a_full_disk_loses_nothing(tmp_path):
     before = (tmp_path / "gpt" / "ckpt.pt").read_bytes()
     flags = [f"--{name}={value}" for name, value in {**SMALL, "n_embd": 256, "steps": 1}.items()]
     result = python("gpt.py", "--out", tmp_path, *flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)))
-    assert "ckpt.pt" in one_sentence(result)
+    assert "ckpt.pt cannot be written (File too large): make room" in one_sentence(result)
     assert (tmp_path / "gpt" / "ckpt.pt").read_bytes() == before and not list((tmp_path / "gpt").glob("*.tmp"))
 
 
 def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
-    flags = [f"--{name}={value}" for name, value in {**SMALL, "steps": 100000, "save_every": 5, "log_every": 1}.items()]
+    flags = [f"--{name}={value}" for name, value in {**SMALL, "steps": 100000, "save_every": .1, "log_every": 1}.items()]
     process = subprocess.Popen([sys.executable, "gpt.py", "--out", str(tmp_path), *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     started = time.time()
     while not (tmp_path / "gpt" / "ckpt.pt").exists() and time.time() - started < 60:
         time.sleep(.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors and "Stopped" in errors
     model, _, about = gpt.load(tmp_path / "gpt" / "ckpt.pt")
-    assert about["step"] % 5 == 0
+    assert process.returncode == 130 and "Traceback" not in errors and f"stopped after step {about['step']} of 100000" in errors and errors.endswith(" --resume\n")
 
 
 def test_chat_answers_and_leaves_politely(pipeline):
@@ -318,9 +294,10 @@ def test_answers_stream_whole_characters(pipeline, monkeypatch):
 
 def test_a_write_is_whole_or_not_at_all(tmp_path):
     checkpoint.write(tmp_path / "a", "old")
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="a cannot be written .No such file or directory.: make room"):
         checkpoint.write(tmp_path / "missing" / "a", "new")
-    checkpoint.write(tmp_path / "a", "new", keep=tmp_path / "b")
+    checkpoint.keep(tmp_path / "a", "b")
+    checkpoint.write(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_text() == "old"
 
 
@@ -376,9 +353,10 @@ def test_the_chats_marks_begin_as_newlines(pipeline):
 def test_several_reward_models_work_together(pipeline, tmp_path):
     """Bootstrap samples of the same comparisons; PPO takes all of them; the next questions are those they differ on."""
     out, paths = pipeline[0], []
+    comparisons = decide(shutil.copy(out / "reward" / "comparisons.jsonl", tmp_path))
     for seed in (1, 2):
         where = tmp_path / str(seed)
-        reward.train(reward.Config(out=str(where), data=str(out / "reward" / "comparisons.jsonl"), init=str(out / "sft" / "ckpt.pt"),
+        reward.train(reward.Config(out=str(where), data=str(comparisons), init=str(out / "sft" / "ckpt.pt"),
                                    bootstrap=True, seed=seed, batch=4))
         paths.append(str(where / "reward" / "ckpt.pt"))
     one, other = [gpt.load(path, gpt.ScalarGPT)[0] for path in paths]

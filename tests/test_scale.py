@@ -1,8 +1,11 @@
 """Precision, compilation, micro-batches and processes change the speed, not what is computed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,14 +56,74 @@ def test_micro_batches_leave_every_stage_unchanged(whole, tmp_path):
     assert_same(whole, recipe(tmp_path, micro_batch=2))
 
 
-def test_two_processes_give_the_losses_and_parameters_of_one(whole, tmp_path):
-    for stage, (_, flags) in STAGES.items():
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517", f"{stage}.py", f"--out={tmp_path}", "--device=cpu",
-                   "--log_every=1", "--threads=1", *(f"--{name}={value}" for name, value in flags.items())]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("ckpt.pt, log.jsonl, curves.png") == 1  # the first process alone speaks
+def command(stage, out, *more):
+    return [f"{stage}.py", f"--out={out}", "--device=cpu", "--log_every=1", "--threads=1", *(f"--{name}={value}" for name, value in STAGES[stage][1].items()), *more]
+
+
+def test_two_processes_give_the_losses_and_parameters_of_one(whole, nursery, tmp_path):
+    for stage in STAGES:
+        together = nursery.start_together(command(stage, tmp_path), tmp_path / f"{stage}.output")
+        said = [nursery.wait(process) for process in together], (tmp_path / f"{stage}.output").read_text()
+        assert said[0] == [0, 0] and said[1].count("ckpt.pt, log.jsonl, curves.png") == 1, said  # the first process alone speaks
     assert_same(whole, tmp_path)
+
+
+def test_two_processes_killed_and_resumed_give_the_same(whole, nursery, tmp_path):
+    for stage in STAGES:
+        log = tmp_path / stage / "log.jsonl"
+        together = nursery.start_together(command(stage, tmp_path, "--save_every=0"), tmp_path / "output")
+        began = time.time()
+        while not log.exists() and time.time() - began < 60:
+            time.sleep(.01)
+        for process in together:
+            os.kill(process, signal.SIGKILL)
+        assert [nursery.wait(process) for process in together] == [-signal.SIGKILL] * 2
+        together = nursery.start_together(command(stage, tmp_path, "--resume"), tmp_path / f"{stage}.output")
+        assert [nursery.wait(process) for process in together] == [0, 0], (tmp_path / f"{stage}.output").read_text()
+    assert_same(whole, tmp_path)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29518"]
+
+
+def said_by_us(output, stage):
+    return [line for line in output.splitlines() if line.startswith(f"{stage}.py: ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_all_within_seconds_with_one_sentence(victim, tmp_path):
+    process = subprocess.Popen([*TORCHRUN, *command("gpt", tmp_path, "--steps=100000")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "100000  loss" in line:
+            break
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[victim]), signal.SIGKILL)
+    killed = time.time()
+    output, _ = process.communicate(timeout=60)
+    assert time.time() - killed < 10 and len(said_by_us(output, "gpt")) == 1 and "another process of this run has ended" in said_by_us(output, "gpt")[0]
+    done = subprocess.run([*TORCHRUN, *command("gpt", tmp_path, "--steps=8", "--resume")], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_stops_at_ctrl_c_and_saves_first(tmp_path):
+    process = subprocess.Popen([*TORCHRUN, *command("gpt", tmp_path, "--steps=100000")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    for line in process.stdout:
+        if "100000  loss" in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: torchrun hands it on once more
+    output, _ = process.communicate(timeout=60)
+    said, = said_by_us(output, "gpt")
+    step = gpt.load(tmp_path / "gpt" / "ckpt.pt")[2]["step"]
+    assert f"stopped after step {step} of 100000" in said and torch.load(tmp_path / "gpt" / "resume" / "state.pt", weights_only=True)["step"] == step
+
+
+@pytest.mark.slow
+def test_a_mistake_under_torchrun_is_one_sentence(tmp_path):
+    for flags, said in ((["--lr=-1"], "--lr must be at least 0"), (["--lr=1e6", "--steps=100"], "lower --lr"), (["--data=none.txt"], "cannot be read")):
+        done = subprocess.run([*TORCHRUN, *command("gpt", tmp_path, *flags)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and len(said_by_us(done.stderr, "gpt")) == 1 and said in said_by_us(done.stderr, "gpt")[0]
 
 
 def test_bf16_is_close_and_keeps_the_first_ratio(whole, tmp_path):

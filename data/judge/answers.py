@@ -126,16 +126,19 @@ def scores(reward, prompts, responses, tokenizer, missing_eos_penalty):
     return found
 
 
-def compare_models(models, reward, prompts, tokenizer, cfg, text=None):
+def compare_models(models, reward, prompts, tokenizer, cfg, text=None,
+                   once=lambda name, work: work()):
     """The same held-out prompts and decoding for every model -> results, answers, both by name.
 
     models: {"base" (if any), "sft", "ppo": GPT}. Figures are of answers sampled at
     cfg.temperature; those of greedy answers are under "greedy". `score` is the reward model's, the
     proxy of gold. `win_rate` and `kl` are PPO's against SFT. `text_loss`, nats per token of
-    held-out pretraining text (1-D ids, if any), is the "alignment tax".
+    held-out pretraining text (1-D ids, if any), is the "alignment tax". once: a run's, by which
+    --resume need not sample answers again.
     """
-    def judged(model, temperature):
-        ids = sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
+    def judged(name, model, temperature):
+        ids = once(f"{name}-at-{temperature}", lambda: sampling.sample(
+            model, tokenizer, prompts, cfg.max_new_tokens, temperature))
         texts = [tokenizer.decode(row) for row in ids]
         judgements = judge_all(prompts, texts)
         ended = [row[-1:] == [tokenizer.end] for row in ids]
@@ -145,8 +148,9 @@ def compare_models(models, reward, prompts, tokenizer, cfg, text=None):
 
     results, ids, texts, judgements = {}, {}, {}, {}
     for name, model in models.items():
-        greedy, *_ = judged(model, 0.0)
-        results[name], ids[name], texts[name], judgements[name] = judged(model, cfg.temperature)
+        greedy, *_ = judged(name, model, 0.0)
+        results[name], ids[name], texts[name], judgements[name] = judged(name, model,
+                                                                         cfg.temperature)
         results[name]["greedy"] = greedy
         if text is not None:
             results[name]["text_loss"] = gpt.evaluate(model, text)

@@ -1,7 +1,6 @@
 """Figures: intervals, win rates, BLEU, ROUGE, tables. This file needs no model."""
 
 import html
-import json
 import math
 import random
 import re
@@ -9,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+from data.run.checkpoint import read_json
 
 # ---- intervals -----------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ def outline(round, results, name):
 
 def read_results(out):
     """{stage: its results} of a finished pipeline in the folder `out`."""
-    return {stage: json.loads((Path(out) / stage / "results.json").read_text())
+    return {stage: read_json(Path(out) / stage / "results.json")
             for stage in ("gpt", "sft", "reward", "ppo")}
 
 
@@ -192,6 +193,5 @@ def cell(text):
     """A text as a cell of a Markdown table: one line, no Markdown marks, at most 120 characters."""
     printable = "".join(c if c.isprintable() else " " for c in text.replace("\ufffd", "?"))
     text = " ".join(printable.split())
-    for mark in "\\|*_<>`~#[]":
-        text = text.replace(mark, "\\" + mark)
-    return text[:120] + ("..." if len(text) > 120 else "")
+    shown = text[:120] + ("..." if len(text) > 120 else "")
+    return "".join("\\" + c if c in "\\|*_<>`~#[]&" else c for c in shown)

@@ -33,7 +33,7 @@ from data.judge import figures
 from data.judge.figures import cell, interval, over_seeds
 from data.judge.figures import markdown as table
 from data.people import feedback
-from data.run.checkpoint import write, write_figure
+from data.run.checkpoint import make_folder, write, write_figure
 from data.run.cli import UserError
 from data.run.run import choose_device, setup
 from data.world import almanac, labeler
@@ -302,7 +302,7 @@ def write_report(out, results, prompts, answers, seconds):
         shown = []
         for i in chosen[name]:
             said = "<br>".join(cell(m["content"]) for m in prompts[i]["prompt"])
-            why = "; ".join(answers[last].judgements[i].reasons)
+            why = cell("; ".join(answers[last].judgements[i].reasons))
             shown.append([said, *(cell(answers[m].texts[i]) for m in models), why])
         parts += [f"## {name} answers of {last}", table(["prompt", *models, "why"], shown)]
     write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
@@ -448,7 +448,7 @@ def cost(out):
     """What the stages in a folder took -> dict; None if one of them did not finish."""
     try:
         stages = figures.read_results(out)
-    except FileNotFoundError:
+    except UserError:
         return None
     cpuinfo = Path("/proc/cpuinfo")
     about = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -487,7 +487,7 @@ def run(cfg):
 
 def run_one(cfg):
     """Judge the models of one folder -> results."""
-    began = time.time()
+    began, folder = time.time(), make_folder(Path(cfg.out) / "eval")
     models, tokenizer = load_models(cfg)
     last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
     prompts = sampling.with_room(models["sft"], tokenizer,
@@ -542,8 +542,6 @@ def run_one(cfg):
         if judged := evaluate_reward_model(reward, abouts[0].get("scale", 1.0), models[name],
                                            tokenizer, prompts[:250], cfg):
             results["reward"][name] = judged
-    folder = Path(cfg.out) / "eval"
-    folder.mkdir(exist_ok=True)
     draw(folder, results)
     write_report(cfg.out, results, prompts, answers, time.time() - began)
     # what has no value is null: NaN is no JSON

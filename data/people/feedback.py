@@ -26,7 +26,9 @@ import torch
 
 from data import sampling, start
 from data.files import records
+from data.run.checkpoint import append, make_folder
 from data.run.cli import UserError
+from data.run.lock import lock
 from data.run.run import setup
 from data.world import almanac
 
@@ -60,7 +62,7 @@ class Book:
             raise UserError(f"--labeler {self.who!r} must be a name of letters and digits, as it "
                             "becomes the name of a file")
         self.path = Path(out) / folder / f"{self.who}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
         if content[whole:]:  # the session before was killed in the middle of a line
@@ -73,21 +75,20 @@ class Book:
         for line in content[:whole].splitlines():
             try:
                 record = json.loads(line)
+                if not isinstance(record.get("n", 0), int):
+                    raise ValueError
                 self.labels += 1
                 if all(record.get(name) == value for name, value in about.items()):
                     self.records.append(record)
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError, RecursionError):
                 print(f"{self.path}: a line cannot be read; it stays as it is")
 
     def add(self, record):
         """Append a record with who gave it and when; it is on disk when this returns."""
         record = dict(record, **self.about, labeler=self.who,
                       time=datetime.now(timezone.utc).isoformat(timespec="seconds"))
-        with open(self.path, "ab") as file:
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-            self.ends.append(file.tell())
+        append(self.path, json.dumps(record, ensure_ascii=False))
+        self.ends.append(self.path.stat().st_size)
         self.labels += 1
         self.records.append(record)
 
@@ -194,7 +195,7 @@ def vote(k, press):
             print(f"\n({error}; ? explains the keys)" if key != "?" else "\n" + HELP, flush=True)
             continue
         typed = typed[:-1] if key == "u" else typed + key
-        print(f"\r  {typed.strip()}   ", end="", flush=True)
+        print(f"\n{typed}" if key == "u" else key.strip(), end="", flush=True)
         if ranks:
             print(flush=True)
             return ranks, fails
@@ -206,6 +207,7 @@ def label(question, total, book):
     question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to
     choose.
     """
+    lock(book.path, "choose another --labeler")
     n, given, began = book.next, [], time.time()
     print(HELP)
     with keyboard() as press:

@@ -8,13 +8,21 @@ import argparse
 import dataclasses
 import difflib
 import importlib
+import io
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from data.run import processes, signals
+
+# What may differ when a run is resumed. Of these only --steps changes more than rounding.
+MAY_CHANGE = ("steps", "log_every", "save_every", "out", "device", "threads", "micro_batch",
+              "compile", "gradient_checkpointing", "mix_runs", "resume")
 
 
 class UserError(Exception):
@@ -41,6 +49,13 @@ class Common:
     device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
     threads: int = knob(0, "CPU threads; 0: all cores", least=0)
     log_every: int = knob(20, "steps between two lines of the log", least=1)
+    save_every: float = knob(60, "seconds between two saves of ckpt.pt and of what --resume needs; "
+                                 "0: after every step; both are saved at the end too", least=0)
+    resume: bool = knob(False, "go on with a run that was stopped, and end as if it had not been; "
+                               "give the same flags, of which may change: "
+                               + " ".join(f"--{name}" for name in MAY_CHANGE if name != "resume"))
+    mix_runs: bool = knob(False, "go on although a model was made from another one than that which "
+                                 "lies here now (python -m data.run.lineage OUT)")
     micro_batch: int = knob(0, "rows (in reward.py: prompts) in memory at once; the gradient stays "
                                "the same; 0: the whole batch", least=0)
     bf16: bool = knob(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
@@ -60,7 +75,8 @@ class _Parser(argparse.ArgumentParser):
         if typo := re.search(r"unrecognized arguments: (--[\w-]+)", message):
             near = difflib.get_close_matches(typo[1], self._option_string_actions, 1)
             message = f"there is no flag {typo[1]}" + (f"; did you mean {near[0]}?" if near else "")
-        self.exit(2, f"{self.prog}: {message} (python {self.prog} --help lists every flag)\n")
+        said = f"{self.prog}: {message} (python {self.prog} --help lists every flag)\n"
+        self.exit(2, said if processes.speaks() else None)
 
 
 def parse(config, description, argv=None):
@@ -94,7 +110,8 @@ def check(cfg):
             raise UserError(f"--{f.name} must be a number")
         if None not in (least, value) and value < least:
             raise UserError(f"--{f.name} must be at least {least}")
-    for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"), *cfg.demands()]:
+    for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"),
+                           (cfg.out.strip(), "--out must name a folder"), *cfg.demands()]:
         if not good:
             raise UserError(sentence)
 
@@ -108,32 +125,74 @@ def command(cfg, train):
     return train
 
 
+class _Shown(io.TextIOWrapper):
+    """A stream that shows control characters and marks of direction instead of obeying them.
+
+    Models, people and files write what is printed; none of them may steer the terminal.
+    """
+
+    OBEYED = [*range(32), *range(127, 160), 0x61c, 0x200e, 0x200f, *range(0x202a, 0x202f),
+              *range(0x2066, 0x206a)]
+    TABLE = {n: ascii(chr(n))[1:-1] for n in OBEYED if chr(n) not in "\n\t"}
+
+    def write(self, text):
+        return super().write(text.translate(self.TABLE))
+
+
+def shown(stream):
+    """The same stream, but what is written to it cannot steer the terminal."""
+    if stream is None:  # it was closed
+        return None
+    stream.flush()
+    new = _Shown(stream.buffer, stream.encoding, "backslashreplace",
+                 line_buffering=stream.line_buffering)
+    new.replaced = stream  # which would close the buffer that they share if it were forgotten
+    return new
+
+
 def main(config, train, description):
     """Run a stage from the command line: read the flags, train, and exit politely in any case."""
     # A command may import the stage that is running: this is that module, not a second copy.
     sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
+    signals.listen()
     try:
+        sys.stdout, sys.stderr = shown(sys.stdout), shown(sys.stderr)
         cfg = parse(config, description)
         command(cfg, train)(cfg)
     except UserError as error:
-        sys.exit(_say(error))
-    except KeyboardInterrupt:
-        print("\nStopped. What was saved before is whole.", file=sys.stderr)
-        sys.exit(130)
+        _leave(2, error)
+    except KeyboardInterrupt as stop:
+        again = f"; go on with: {_again()}" if signals.resumable else ""
+        _leave(128 + (signals.asked or 2), f"{str(stop) or 'stopped'}; what was saved is whole"
+               + again)
     except BrokenPipeError:  # the reader of our output has left, as in `python gpt.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        sys.exit(_say(f"{error.filename or 'the output'} cannot be written ({error.strerror}): "
-                      "make room or choose another --out; what was saved before is whole"))
+        _leave(2, f"{error.filename or 'a file'} cannot be used ({error.strerror}): check it and "
+                  "--out; what was saved is whole")
     except (RuntimeError, MemoryError) as error:
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if processes.lost(error):
+            _leave(2, "another process of this run has ended, and so all do; what was saved is "
+                      "whole: the same command and --resume go on")
         if not known and "allocate memory" not in str(error):  # as the CPU's allocator says it
             raise
-        sys.exit(_say("out of memory: choose a smaller --batch, or --micro_batch, which computes "
-                      "the same in less memory"))
+        _leave(2, "out of memory: choose a smaller --batch, or --micro_batch, which computes the "
+                  "same in less memory")
 
 
-def _say(error):
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-    return 2
+def _again():
+    """The command that resumes this run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "the same command and --resume"
+    return shlex.join(["python", *(part for part in sys.argv if part != "--resume"), "--resume"])
+
+
+def _leave(status, sentence):
+    """Exit with one sentence; of several processes one says it."""
+    signals.let_go()
+    if processes.speaks():
+        line = f"{Path(sys.argv[0]).name}: {sentence}".replace("\n", "\\n")  # as a path may hold
+        print(line, file=sys.stderr)
+    sys.exit(status)

@@ -6,7 +6,41 @@ micro-batch's share of the whole batch, so neither the size of micro-batches nor
 processes changes the result. The first process alone writes files.
 """
 
+import os
+
+import torch
 import torch.distributed as dist
+
+_store = None  # what the processes share beside the group: it outlives a process that dies
+
+
+def join(backend):
+    """Begin to work with the processes that torchrun has started."""
+    global _store
+    _store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=rank,
+                            world_size=size)
+
+
+def speaks():
+    """Whether this process is the one to say what ended them all: the first that asks."""
+    if _store is None:
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        return _store.add("said", 1) == 1
+    except RuntimeError:  # torchrun itself is gone
+        return False
+
+
+def lost(error):
+    """Whether an exception says that another process is gone."""
+    return world() > 1 and (isinstance(error, dist.DistError) or "peer" in str(error)
+                            or "gloo" in str(error))
+
+
+def any_of(flag):
+    """Whether a flag is set in any process -> bool, when every process has come here."""
+    return bool(all_reduce(torch.tensor(float(flag))))
 
 
 def world():
