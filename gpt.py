@@ -388,9 +388,8 @@ def load(path, kind=GPT, device="cpu", hint=""):
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
     except checkpoint.BROKEN as error:
-        why = (str(error) or type(error).__name__).splitlines()[0][:80]
-        raise UserError(f"{path} is not a checkpoint that can be read ({why}): "
-                        f"{hint or 'make it again'}") from None
+        raise UserError(f"{path} is not a checkpoint that can be read "
+                        f"({checkpoint.reason(error)}): {hint or 'make it again'}") from None
     if not isinstance(model, kind):
         raise UserError(f"{path} holds a {type(model).__name__}, but a {kind.__name__} is needed: "
                         f"{hint or 'choose another'}")
@@ -426,10 +425,12 @@ def read_text(cfg, run):
         documents = almanac.text(cfg.documents, cfg.seed)
         seen = set(documents)
         held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
-        checkpoint.write(run.path("text.txt"), "\n\n".join(documents))
-    checkpoint.write(run.path("held_out.txt"), "\n\n".join(held_out))
-    run.lineage.made("gpt/text.txt", "\n\n".join(documents))
-    run.lineage.made("gpt/held_out.txt", "\n\n".join(held_out))
+    text, held_out_text = "\n\n".join(documents), "\n\n".join(held_out)
+    if not cfg.data:
+        checkpoint.write(run.path("text.txt"), text)
+    checkpoint.write(run.path("held_out.txt"), held_out_text)
+    run.lineage.made("gpt/text.txt", text)
+    run.lineage.made("gpt/held_out.txt", held_out_text)
     tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
     ids = one_stream(documents, tokenizer, run.device)
     valid = one_stream(held_out, tokenizer, run.device)

@@ -35,9 +35,10 @@ import torch.nn.functional as F
 
 import gpt
 from data import sampling, start
-from data.files.records import read_comparisons, split, to_jsonl, write_jsonl
+from data.files.records import read_comparisons, split, to_jsonl
 from data.judge.answers import judgeable
 from data.judge.figures import interval
+from data.run.checkpoint import write
 from data.run.cli import Common, UserError, knob, main
 from data.run.processes import all_gather, micro_batches
 from data.run.run import Run, time_left
@@ -141,21 +142,23 @@ def normalized(model, mean, std):
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def respond(models, tokenizer, prompts, cfg, run=None, name=""):
+def respond(models, tokenizer, prompts, cfg, name="", once=lambda name, work: work()):
     """The prompts that leave room, each with `responses`: K answers, of the models in equal parts.
 
-    A run keeps each 2000 prompts' answers under `name`: --resume need not sample them again.
+    once: a run's, which keeps each 2000 prompts' answers under `name`: --resume need not sample
+    them again.
     """
     prompts = sampling.with_room(models[0], tokenizer, prompts, cfg.max_new_tokens)
     copies = [len(range(n, cfg.k, len(models))) for n in range(len(models))]  # together K
     began, found = time.time(), []
     for first in range(0, len(prompts), 2000):
         part = prompts[first:first + 2000]
+
         def work():
             return [sampling.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, n)
                     for model, n in zip(models, copies)]
 
-        texts = list(map(iter, run.once(f"{name}-{first}", work) if run else work()))
+        texts = list(map(iter, once(f"{name}-{first}", work)))
         for p in part:
             responses = [next(text) for text, n in zip(texts, copies) for _ in range(n)]
             found.append(dict(p, responses=responses))
@@ -189,8 +192,8 @@ def rankings(cfg, run, sft_model, tokenizer):
     wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
     asked = almanac.prompts("train", 4 * wanted if cfg.active else wanted, seed)
     held_out = almanac.prompts("test", cfg.test_prompts, seed)
-    records = respond(models, tokenizer, asked, cfg, run, "answers")
-    test = respond(models, tokenizer, held_out, cfg, run, "test-answers")
+    records = respond(models, tokenizer, asked, cfg, "answers", run.once)
+    test = respond(models, tokenizer, held_out, cfg, "test-answers", run.once)
     typical = (earlier + records)[:500]
     if cfg.active:
         context = sft_model.config.block_size
@@ -200,8 +203,9 @@ def rankings(cfg, run, sft_model, tokenizer):
                                                              wanted, run.device))
     rng = np.random.default_rng(cfg.seed)
     records, test = run.once("rankings", lambda: (compare(records, rng), compare(test, rng)))
-    write_jsonl(run.path("comparisons.jsonl"), records)
-    run.lineage.made(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
+    text = to_jsonl(records)
+    write(run.path("comparisons.jsonl"), text)
+    run.lineage.made(f"{run.stage}/comparisons.jsonl", text)
     run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
     return earlier + records, test, typical
 

@@ -11,7 +11,7 @@ import torch
 import gpt
 from data import sampling
 from data.files import gpt2, records
-from data.run.checkpoint import read_json
+from data.run.checkpoint import read_json, write
 from data.run.cli import UserError
 from data.run.run import choose_device, setup
 from data.world import almanac
@@ -111,8 +111,10 @@ def for_sft(cfg, run):
     else:
         demonstrations = almanac.demonstrations("train", cfg.demonstrations, cfg.seed)
         held_out = almanac.demonstrations("valid", 500, cfg.seed)
-        records.write_jsonl(run.path("demonstrations.jsonl"), demonstrations)
-    run.lineage.made("sft/demonstrations.jsonl", records.to_jsonl(demonstrations))
+    text = records.to_jsonl(demonstrations)
+    if not cfg.data:
+        write(run.path("demonstrations.jsonl"), text)
+    run.lineage.made("sft/demonstrations.jsonl", text)
     run.lineage.made("sft/held_out", records.to_jsonl(held_out))
     return model, tokenizer, demonstrations, held_out
 
@@ -186,14 +188,16 @@ def reward_model(cfg, run, sft_model, tokenizer):
     """The reward model before its first step: ScalarGPT.
 
     In round 1 it is the SFT model, moved --base_weight of the way back to the pretrained one, with
-    a new head; in later rounds it is the reward model of the round before.
+    a new head; in later rounds it is the reward model of the round before. `for_reward` has noted
+    which.
     """
     if learns_on(cfg):
         path = run.earlier("reward", cfg.round - 1)
-        return read(run, "reward model", path, gpt.ScalarGPT, hint("reward", cfg.round - 1))[0]
+        run.say(f"reward model from {path}")
+        return gpt.load(path, gpt.ScalarGPT, run.device, hint("reward", cfg.round - 1))[0]
     if cfg.base_weight:
         path = run.earlier("gpt")
-        base, other, about = note(run, "pretrained model", path, hint=BASE_HINT)
+        base, other, about = gpt.load(path, gpt.GPT, run.device, BASE_HINT)
         run.say(f"{cfg.base_weight:g} of the start from {path}")
         if (other, base.config) != (tokenizer, sft_model.config):
             raise UserError(f"{cfg.init or run.earlier('sft')} does not come from {path}: "
@@ -305,7 +309,7 @@ def compared_models(cfg, run, policy, reference, tokenizer):
     models, text, path = {"sft": reference, "ppo": policy}, None, run.earlier("gpt")
     if path.exists():
         base, other, about = gpt.load(path, gpt.GPT, run.device)
-        fits = run.lineage.fits("gpt", base.state_dict()) or not (cfg.init or cfg.reward)
+        fits = not (cfg.init or cfg.reward) or run.lineage.fits("gpt", base.state_dict())
         if fits and other == tokenizer and base.config.block_size >= policy.config.block_size:
             run.lineage.parent("pretrained model", path, about, base.state_dict())
             run.say(f"pretrained model, for comparison, from {path}")

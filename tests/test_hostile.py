@@ -178,6 +178,7 @@ def test_paths_may_hold_anything(tmp_path):
         assert len(records.read_demonstrations(tmp_path / name)) == 1
     (tmp_path / "c.jsonl").write_text(record(2) + "\n")
     assert len(records.read_demonstrations(f"{tmp_path / 'a b.jsonl'},{tmp_path / 'c.jsonl'}")) == 2
+    assert records.several(",".join(["name.jsonl"] * 100)) == ["name.jsonl"] * 100
 
 
 @pytest.mark.parametrize("flags, said", [(["--out", ""], "--out must name a folder"), (["--out", "{}/file"], "cannot make the folder"),

@@ -27,6 +27,7 @@ from data.run import checkpoint
 from data.run.cli import UserError
 from conftest import ROOT, SMALL, decide, one_sentence, python, run_stage
 
+
 def test_every_stage_leaves_its_files(pipeline):
     out, _, _ = pipeline
     for stage in ("gpt", "sft", "reward", "ppo"):

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch.hub import download_url_to_file, get_dir
 
-from data.run.checkpoint import BROKEN, honest, load, make_folder, parse_json, regular, write
+from data.run.checkpoint import (BROKEN, honest, load, make_folder, parse_json, reason, regular,
+                                 write)
 from data.run.cli import UserError
 from data.tokenizer import SPECIALS, Tokenizer
 
@@ -196,8 +197,7 @@ def _read_folder(folder):
             raise ValueError(f"it claims {about['n_layer']} blocks")
         honest(state)
     except BROKEN as error:
-        why = (str(error) or type(error).__name__).splitlines()[0][:80]
-        raise UserError(f"{folder} cannot be read ({why}): download it again") from None
+        raise UserError(f"{folder} cannot be read ({reason(error)}): download it again") from None
     if about.get("model_type", "gpt2") != "gpt2":
         raise UserError(f"{folder} holds a model of type {about['model_type']}: this code reads "
                         "GPT-2")

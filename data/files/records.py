@@ -20,11 +20,12 @@ that was cut in the middle is set aside.
 import gzip
 import io
 import json
+import os
 import zlib
 from pathlib import Path
 
 from data.files.foreign import OURS, recognise, text_field
-from data.run.checkpoint import regular, write
+from data.run.checkpoint import BROKEN, reason, regular, write
 from data.run.cli import UserError
 from data.world import almanac
 
@@ -154,7 +155,8 @@ def _suffix(path):
 
 def several(paths):
     """"a,b" -> its paths; the name of one that exists may hold a comma."""
-    return [str(paths)] if Path(paths).exists() else str(paths).split(",")
+    # Path.exists would raise an OSError for a list that is longer than a name may be.
+    return [str(paths)] if os.path.exists(paths) else str(paths).split(",")
 
 
 def _files(paths):
@@ -230,10 +232,8 @@ def _parquet(path):
                 if (size := size + batch.nbytes) > limit:
                     break
                 yield from batch.to_pylist()
-    except (OSError, ValueError, NotImplementedError, KeyError, TypeError, OverflowError,
-            MemoryError, pyarrow.ArrowException) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0][:80]
-        raise UserError(f"{path} cannot be read ({why}): check --data") from None
+    except (*BROKEN, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}): check --data") from None
     if size > limit:
         raise UserError(f"{path} unpacks to more than {limit / 1e6:,.0f} MB: cut it into parts")
 

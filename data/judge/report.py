@@ -469,7 +469,7 @@ def run(cfg):
                         "--data")
     if cfg.judge not in ("labeler", "human"):
         raise UserError(f"--judge must be labeler or human, not {cfg.judge}")
-    outs = cfg.out.split(",")
+    outs = records.several(cfg.out)
     if len(outs) == 1 or cfg.judge == "human":
         return run_one(cfg)
     for out in outs:
@@ -487,7 +487,7 @@ def run(cfg):
 
 def run_one(cfg):
     """Judge the models of one folder -> results."""
-    began, folder = time.time(), make_folder(Path(cfg.out) / "eval")
+    began = time.time()
     models, tokenizer = load_models(cfg)
     last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
     prompts = sampling.with_room(models["sft"], tokenizer,
@@ -542,6 +542,7 @@ def run_one(cfg):
         if judged := evaluate_reward_model(reward, abouts[0].get("scale", 1.0), models[name],
                                            tokenizer, prompts[:250], cfg):
             results["reward"][name] = judged
+    folder = make_folder(Path(cfg.out) / "eval")
     draw(folder, results)
     write_report(cfg.out, results, prompts, answers, time.time() - began)
     # what has no value is null: NaN is no JSON

@@ -25,6 +25,11 @@ BROKEN = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, Arit
           zipfile.BadZipFile)
 
 
+def reason(error):
+    """What an exception says, in a few words for a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0][:80]
+
+
 def write(path, content):
     """Write a file that holds its old or its new content, whole in both cases.
 
@@ -65,7 +70,7 @@ def append(path, line):
 
 def _unwritten(path, error):
     cause = error if isinstance(error, OSError) else error.__context__
-    why = getattr(cause, "strerror", None) or str(error).splitlines()[0][:80]
+    why = getattr(cause, "strerror", None) or reason(error)
     return UserError(f"{path} cannot be written ({why}): make room or choose another folder; what "
                      "was saved before is whole")
 

@@ -14,7 +14,7 @@ import shutil
 import torch
 
 from data.run import signals
-from data.run.checkpoint import BROKEN, make_folder, write
+from data.run.checkpoint import BROKEN, make_folder, parse_json, write
 from data.run.cli import MAY_CHANGE, UserError
 from data.run.processes import any_of, rank
 
@@ -40,7 +40,7 @@ class Progress:
 
     def _check(self, config):
         try:
-            began = dict(json.loads((self.folder / "began.json").read_text()))
+            began = dict(parse_json(self.folder / "began.json"))
         except BROKEN:
             folder = self.folder.parent
             why = ("that run is finished" if (folder / "results.json").exists()

@@ -195,11 +195,11 @@ class Run:
         vars(self).update(state["log"])
         seconds, since_log = state["clocks"]
         self.started, self.clock = time.time() - seconds, time.time() - since_log
-        self.saved_at, self.saving_took, self.saved_step = time.time(), 0.0, state["step"]
+        self.saved_at, self.saving_took, self.saved_step = time.time(), 0.0, done
         # What was logged after the save is done again, and the last line may be cut.
         disk.write(self.path("log.jsonl"),
                    "".join(json.dumps(record) + "\n" for record in self.history))
-        return state["step"]
+        return done
 
     @property
     def seconds(self):
@@ -218,9 +218,10 @@ class Run:
         if loss is not None:
             numbers = dict(loss=all_reduce(loss.detach()).item(), **numbers)
         self.tokens += tokens
-        self.latest = {**self.latest, **dict(also), **numbers}
-        self._guard(step, {**dict(also), **numbers})
-        for name, value in {**dict(also), **numbers}.items():
+        every = {**dict(also), **numbers}
+        self.latest = {**self.latest, **every}
+        self._guard(step, every)
+        for name, value in every.items():
             if math.isfinite(value):
                 self.noted.setdefault(name, []).append(value)
         if not self.due(step, self.config["log_every"]):
