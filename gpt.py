@@ -103,8 +103,7 @@ class Attention(nn.Module):
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:  # x are the next tokens of each row; keys and values of all before are in the cache
-            k, v, mask = cache.append(layer, k, v)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            y = cache.attend(layer, q, k, v)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -151,19 +150,17 @@ class GPT(nn.Module):
         T = idx.shape[1]
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit in a context of {self.config.block_size}")
-        at = torch.arange(T, device=idx.device)
-        if cache is not None:
-            at = cache.positions(T)
+        at = torch.arange(T, device=idx.device) if cache is None else cache.positions(T)
         x = self.wte(idx) + self.wpe(at)
         for layer, block in enumerate(self.blocks):
             # --compile replaces block(...) and leaves block.forward, which the cache needs.
             x = block(x) if cache is None else block.forward(x, cache, layer)
         return self.ln_f(x)
 
-    def logits(self, hidden):
-        """(..., C) -> (..., V)."""
+    def logits(self, hidden, bias=None):
+        """(..., C) -> (..., V), plus a bias (V,) if there is one."""
         with full_precision(hidden):  # GPT-2's logits are near -33: bfloat16 has steps of .25 there
-            return F.linear(hidden.to(self.wte.weight.dtype), self.wte.weight)
+            return F.linear(hidden.to(self.wte.weight.dtype), self.wte.weight, bias)
 
     def forward(self, idx):
         """idx (B, T) -> logits (B, T, V)."""
@@ -229,9 +226,9 @@ def action_logits(model, hidden, temperature):
 
     Dividing the hidden state is cheaper than dividing the logits: C numbers per token, not V.
     """
-    logits = model.logits(hidden / temperature)
-    logits[..., model.config.pad] = -torch.inf
-    return logits
+    no_pad = torch.zeros_like(model.wte.weight[:, 0])  # (V,)
+    no_pad[model.config.pad] = -torch.inf
+    return model.logits(hidden / temperature, no_pad)
 
 
 def token_logprobs(model, idx, temperature=1.0, mask=None):
@@ -271,7 +268,8 @@ def choose_token(model, hidden, temperature, noise):
     if temperature == 0:
         return action_logits(model, hidden, 1.0).argmax(-1)
     below = action_logits(model, hidden, temperature).softmax(-1).cumsum(-1)  # (B, V)
-    return (below > noise[:, None] * below[:, -1:]).byte().argmax(-1)
+    token = torch.searchsorted(below, noise[:, None] * below[:, -1:], right=True).squeeze(-1)
+    return token.clamp(max=model.config.end)  # rounding can lift the highest noise to the sum
 
 
 @torch.no_grad()

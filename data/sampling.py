@@ -3,7 +3,10 @@
 The plain definition is gpt.generate; tests/test_gpt.py checks that both write the same tokens.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 
 import gpt
 
@@ -11,87 +14,108 @@ import gpt
 class KVCache:
     """Keys and values of the tokens a batch has read, so that a new token costs one position.
 
-    pos: (B,) where each row's next token goes. Rows differ in length: what lies at or after a
-    row's `pos` (its padding) is hidden by the mask and overwritten by its next tokens.
+    Prompts fill the first columns, right-padded, and every row's next token goes to the column
+    after them, however short its prompt is: which column a key lies in means nothing to attention,
+    as positions are added to the embeddings. The padding between is hidden.
     """
 
-    def __init__(self, config, rows, length, like):
-        size = config.n_embd // config.n_head
-        shape = (config.n_layer, rows, config.n_head, length, size)
-        self.k = like.new_zeros(shape)  # (layers, B, H, length, C/H)
-        self.v = like.new_zeros(shape)
-        self.pos = torch.zeros(rows, dtype=torch.long, device=like.device)
+    def __init__(self, config, lengths, width, new):
+        """lengths (B,): of the prompts; width: of their padded batch; new: tokens to follow."""
+        self.lengths, self.width, self.filled = lengths, width, 0
         self.last = config.block_size - 1
+        column = torch.arange(width + new, device=lengths.device)[:, None, None]
+        padding = (column >= lengths[:, None]) & (column < width)  # (columns, B, 1)
+        self.hidden = torch.zeros(padding.shape, device=lengths.device)
+        self.hidden.masked_fill_(padding, -torch.inf)
+        self.k, self.v = {}, {}  # of each layer (columns, B, H, C/H)
+
+    def read(self, model, idx):
+        """The hidden states of the next tokens of each row: idx (B, T) -> (B, T, C)."""
+        hidden = model.hidden(idx, self)
+        self.filled += idx.shape[1]
+        return hidden
 
     def positions(self, T):
-        """Where T new tokens of each row stand -> (B, T); finished rows stay in the context."""
-        return (self.pos[:, None] + torch.arange(T, device=self.pos.device)).clamp(max=self.last)
+        """Where the next T tokens of each row stand -> (T,) or (B, T)."""
+        steps = torch.arange(T, device=self.lengths.device)
+        if not self.filled:
+            return steps
+        after = self.lengths[:, None] + self.filled - self.width
+        return (after + steps).clamp(max=self.last)  # finished rows stay in the context
 
-    def append(self, layer, k, v):
-        """Store k and v (B, H, T, C/H) of T new tokens.
+    def attend(self, layer, q, k, v):
+        """What the next tokens of each row find in all that it has read: (B, H, T, C/H) each.
 
-        Returns all keys and values (B, H, seen, C/H), and a mask (B, 1, T, seen): who sees whom.
+        T is the width of the prompts at first, then 1.
         """
-        B, _, T, _ = k.shape
-        at = self.positions(T).clamp(max=self.k.shape[3] - 1)  # (B, T)
-        rows = torch.arange(B, device=k.device)[:, None]
-        self.k[layer][rows, :, at] = k.transpose(1, 2).to(self.k.dtype)
-        self.v[layer][rows, :, at] = v.transpose(1, 2).to(self.v.dtype)
-        seen = int(at.max()) + 1
-        mask = torch.arange(seen, device=k.device) <= at[:, None, :, None]
-        return self.k[layer][:, :, :seen], self.v[layer][:, :, :seen], mask
+        B, H, T, size = q.shape
+        if not self.filled:
+            shape = (len(self.hidden), B, H, size)
+            self.k[layer], self.v[layer] = k.new_empty(shape), v.new_empty(shape)
+        seen = self.filled + T
+        keys, values = self.k[layer][:seen], self.v[layer][:seen]
+        keys[-T:], values[-T:] = k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)
+        if T > 1:  # prompts: their padding stands after all that could see it
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        scores = torch.linalg.vecdot(keys, q.squeeze(2)) / math.sqrt(size)  # (seen, B, H)
+        weights = (scores + self.hidden[:seen]).softmax(0)
+        return (weights[..., None] * values).sum(0).unsqueeze(2)
 
     def keep(self, rows):
-        """Forget all rows but these."""
-        self.k, self.v, self.pos = self.k[:, rows], self.v[:, rows], self.pos[rows]
+        """Forget all rows but these, a 1-D tensor of their numbers; a row may come twice."""
+        self.lengths, self.hidden = self.lengths[rows], self.hidden[:, rows]
+        self.k = {layer: k[:, rows] for layer, k in self.k.items()}
+        self.v = {layer: v[:, rows] for layer, v in self.v.items()}
 
 
 @torch.no_grad()
 def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noise=None):
-    """Sample token by token: yields (rows, tokens), the unfinished rows and their next tokens.
+    """Sample token by token: yields (rows, tokens), rows in work and their next tokens.
 
     idx (B, T) right-padded prompts, lengths (B,). Each prompt is read once and answered `copies`
-    times, by rows b * copies ... b * copies + copies - 1. noise (B * copies, max_new_tokens): see
-    gpt.generate; the tokens of a row do not depend on the other rows.
+    times, by rows b * copies ... b * copies + copies - 1. After its end a row's tokens are <|pad|>.
+    noise (B * copies, max_new_tokens): see gpt.generate; the tokens of a row do not depend on the
+    other rows.
     """
     config, device = model.config, idx.device
-    longest = min(config.block_size, int(lengths.max()) + max_new_tokens)
-    cache = KVCache(config, len(idx), max(longest, idx.shape[1]), like=model.wte.weight)
+    cache = KVCache(config, lengths, idx.shape[1], max_new_tokens)
     prompts = torch.arange(len(idx), device=device)
-    hidden = model.hidden(idx, cache)[prompts, lengths - 1]  # (B, C)
-    cache.pos = lengths.clone()
+    hidden = cache.read(model, idx)[prompts, lengths - 1]  # (B, C)
     if copies > 1:
         prompts = prompts.repeat_interleave(copies)
-        cache.keep(prompts)
         hidden = hidden[prompts]
+        cache.keep(prompts)
     rows = torch.arange(len(prompts), device=device)
-    noise = torch.rand(len(prompts), max_new_tokens, device=device) if noise is None else noise
-    alive = cache.pos < config.block_size
+    noise = torch.rand(len(rows), max_new_tokens, device=device) if noise is None else noise
+    alive = cache.lengths < config.block_size
     for t in range(max_new_tokens):
-        if alive.float().mean() < .75:  # moving the cache costs time: not for each row that ends
-            rows, hidden = rows[alive], hidden[alive]
-            cache.keep(alive)
-            alive = alive[alive]
-        if not len(rows):
-            return
         token = gpt.choose_token(model, hidden, temperature, noise[rows, t])
-        yield rows[alive], token[alive]
-        hidden = model.hidden(token[:, None], cache)[:, 0]
-        alive = alive & (token != config.end) & (cache.pos + 1 < config.block_size)
-        cache.pos += alive
+        token = torch.where(alive, token, config.pad)
+        yield rows, token
+        alive = alive & (token != config.end) & (cache.lengths + t + 1 < config.block_size)
+        if t % 4 == 3:  # to wait for a GPU's answer, and to move the cache, costs time
+            left = alive.nonzero().squeeze(1)
+            if not len(left):
+                return
+            if len(left) < .75 * len(rows):
+                rows, token, alive = rows[left], token[left], alive[left]
+                cache.keep(left)
+        if t + 1 < max_new_tokens:
+            hidden = cache.read(model, token[:, None])[:, 0]
 
 
 @torch.no_grad()
 def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noise=None):
     """As gpt.generate, with `copies` answers per prompt -> idx (B * copies, T'), lengths."""
+    pad = model.config.pad
+    written = idx.new_full((len(idx) * copies, max_new_tokens), pad)
     tokens = stream(model, idx, lengths, max_new_tokens, temperature, copies, noise)
-    idx, lengths = idx.repeat_interleave(copies, 0), lengths.repeat_interleave(copies)
-    width = min(model.config.block_size, int(lengths.max()) + max_new_tokens)
-    out = idx.new_full((len(idx), width), model.config.pad)
-    out[:, :idx.shape[1]] = idx[:, :width]
-    for rows, token in tokens:
-        out[rows, lengths[rows]] = token
-        lengths[rows] += 1
+    for t, (rows, token) in enumerate(tokens):
+        written[rows, t] = token
+    before = lengths.repeat_interleave(copies)
+    out = F.pad(idx.repeat_interleave(copies, 0), (0, max_new_tokens), value=pad)
+    out.scatter_(1, before[:, None] + torch.arange(max_new_tokens, device=idx.device), written)
+    lengths = before + (written != pad).sum(1)
     return out[:, :int(lengths.max())], lengths
 
 

@@ -103,6 +103,8 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature):
     idx, lengths = gpt.pad([tokenizer.render(turns)], tokenizer.pad,
                            next(model.parameters()).device)
     for _, token in sampling.stream(model, idx, lengths, max_new_tokens, temperature):
+        if token == tokenizer.pad:  # the answer has ended
+            break
         yield decoder.decode(tokenizer.decode_bytes(token.tolist()))
     yield decoder.decode(b"", final=True)
 
