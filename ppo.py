@@ -31,6 +31,7 @@ Left out: an entropy bonus, reward whitening, a value head on the policy's trunk
 
 import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
 
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -215,6 +216,16 @@ def sample_responses(policy, prompts, prompt_lengths, cfg):
     return idx[:, :int(lengths.max())], lengths
 
 
+def parts(rows, lengths, size):
+    """Micro-batches of rows of similar length -> [(rows, T)]; T is the longest of them, in tokens.
+
+    Padding costs as much as tokens do. Without a size, four parts, sorted, leave little of it.
+    """
+    by_length = rows[lengths[rows].argsort(stable=True)]
+    found = micro_batches(by_length, size or math.ceil(len(rows) / 4))
+    return [(part, int(lengths[part].max())) for part in found]
+
+
 @torch.no_grad()
 def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
     """Sample a response to each prompt, and ask the four models about it -> Rollout.
@@ -228,12 +239,14 @@ def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
     logp_old = torch.zeros(mask.shape, dtype=score.dtype, device=idx.device)
     logp_ref, values_old = torch.zeros_like(logp_old), torch.zeros_like(logp_old)
     for minibatch in torch.arange(len(idx), device=idx.device).tensor_split(cfg.minibatches):
-        for rows in micro_batches(minibatch, cfg.micro_batch):
-            score[rows] = score_responses(reward, idx[rows], lengths[rows], mask[rows],
+        for rows, T in parts(minibatch, lengths, cfg.micro_batch):
+            answers, actions = idx[rows, :T], (rows, slice(T - 1))
+            logp_old[actions] = gpt.token_logprobs(policy, answers, cfg.temperature, mask[actions])
+            logp_ref[actions] = gpt.token_logprobs(reference, answers, cfg.temperature,
+                                                   mask[actions])
+            score[rows] = score_responses(reward, answers, lengths[rows], mask[actions],
                                           cfg.missing_eos_penalty)
-            logp_old[rows] = gpt.token_logprobs(policy, idx[rows], cfg.temperature, mask[rows])
-            logp_ref[rows] = gpt.token_logprobs(reference, idx[rows], cfg.temperature, mask[rows])
-            values_old[rows] = value(idx[rows])[:, :-1]
+            values_old[actions] = value(answers)[:, :-1]
     for tensor in (score, logp_old, logp_ref, values_old):
         all_reduce(tensor)
     ended = has_end(idx, lengths, policy.config.end)
@@ -256,22 +269,26 @@ def update(policy, value, opt, batch, advantages, returns, cfg, lr, text=None):
         order = torch.arange(len(batch.idx)) if epoch == 0 else torch.randperm(len(batch.idx))
         passes.append([])
         for minibatch in order.to(batch.idx.device).tensor_split(cfg.minibatches):
-            stats = Counter()
-            for rows in micro_batches(minibatch, cfg.micro_batch):
-                mask, logp_old = batch.mask[rows], batch.logp_old[rows]
-                share = mask.sum() / batch.mask[minibatch].sum()
-                logp = gpt.token_logprobs(policy, batch.idx[rows], cfg.temperature, mask)
-                values = value(batch.idx[rows])[:, :-1]
-                pg_loss = policy_loss(logp, logp_old, advantages[rows], mask, cfg.clip)
-                vf_loss = value_loss(values, batch.values_old[rows], returns[rows], mask, cfg.clip)
-                stats.update(diagnose(logp.detach(), logp_old, mask, cfg.clip, share,
+            stats, tokens = Counter(), batch.mask[minibatch].sum().item()
+            for rows, T in parts(minibatch, batch.lengths, cfg.micro_batch):
+                answers, actions = batch.idx[rows, :T], (rows, slice(T - 1))
+                mask, logp_old = batch.mask[actions], batch.logp_old[actions]
+                share = mask.sum() / tokens
+                logp = gpt.token_logprobs(policy, answers, cfg.temperature, mask)
+                values = value(answers)[:, :-1]
+                pg_loss = policy_loss(logp, logp_old, advantages[actions], mask, cfg.clip)
+                vf_loss = value_loss(values, batch.values_old[actions], returns[actions], mask,
+                                     cfg.clip)
+                stats.update(diagnose(logp.detach(), logp_old, mask, cfg.clip,
                                       policy_loss=pg_loss.detach(), value_loss=vf_loss.detach()))
                 loss = (pg_loss + cfg.vf_coef * vf_loss) * share
                 loss.backward()
             if cfg.ptx:
-                stats.update(ptx_loss=add_ptx_gradient(policy, text, len(minibatch), cfg))
+                ptx_loss = add_ptx_gradient(policy, text, len(minibatch), cfg)
+                stats.update(ptx_loss=ptx_loss * tokens)
             grad_norm = gpt.optimizer_step(models, opt, lr)
-            passes[-1].append({**all_gather(stats), "grad_norm": grad_norm})
+            averages = {name: total / tokens for name, total in all_gather(stats).items()}
+            passes[-1].append({**averages, "grad_norm": grad_norm})
         if cfg.target_kl and passes[-1][-1]["approx_kl"] > cfg.target_kl:
             break
     first, last = passes[0][0], passes[-1]
@@ -280,8 +297,8 @@ def update(policy, value, opt, batch, advantages, returns, cfg, lr, text=None):
             "passes": len(passes), **means}
 
 
-def diagnose(logp, logp_old, mask, clip, share, **losses):
-    """A micro-batch's part of the minibatch's diagnostics -> dict of float."""
+def diagnose(logp, logp_old, mask, clip, **losses):
+    """Sums over a micro-batch's tokens, of which the diagnostics are means -> dict of float."""
     log_ratio = logp - logp_old
     ratio = log_ratio.exp()
     figures = dict(
@@ -289,7 +306,7 @@ def diagnose(logp, logp_old, mask, clip, share, **losses):
         # Schulman's estimator E[ratio - 1 - log ratio] of KL(old || new) is never negative.
         approx_kl=gpt.masked_mean(ratio - 1 - log_ratio, mask),
         clip_fraction=gpt.masked_mean(((ratio - 1).abs() > clip).float(), mask))
-    return {name: (figure * share).item() for name, figure in figures.items()}
+    return {name: (figure * mask.sum()).item() for name, figure in figures.items()}
 
 
 def add_ptx_gradient(policy, text, rows, cfg):

@@ -40,6 +40,9 @@ def setup(cfg):
     for device in ("cpu", "cuda"):
         torch.set_autocast_enabled(device, cfg.bf16)
         torch.set_autocast_dtype(device, torch.bfloat16)
+    # Products of fp32 on CUDA round their factors to 10 bits and add in fp32: several times faster.
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
     # The cache of bfloat16 weights is emptied at the end of a context. Here none ends, so the
     # first step's weights would stay.
     torch.set_autocast_cache_enabled(False)
