@@ -2,7 +2,7 @@
 
     loss = - mean over t of log p(x_t | x_1 ... x_{t-1})          (Radford et al. 2018, section 3.1)
 
-    python gpt.py           pretrain on the almanac's text: 3300 steps, 3 to 5 minutes on 2 CPU
+    python gpt.py           pretrain on the almanac's text: 1000 steps, 2 to 3 minutes on 2 CPU
                             cores; the held-out loss ends near 0.77 nats per token
     python gpt.py --chat    talk to the newest checkpoint
 
@@ -38,9 +38,9 @@ from data.world import almanac
 class Config(Common):
     """The flags of pretraining."""
 
-    steps: int = knob(3300, "optimizer steps", least=1, group="algorithm")
-    batch: int = knob(8, "rows of --block_size tokens per step", least=1)
-    lr: float = knob(4e-3, "peak learning rate; warm-up, then a cosine to a tenth", least=0)
+    steps: int = knob(1000, "optimizer steps", least=1, group="algorithm")
+    batch: int = knob(16, "rows of --block_size tokens per step", least=1)
+    lr: float = knob(6e-3, "peak learning rate; warm-up, then a cosine to a tenth", least=0)
     weight_decay: float = knob(0.1, "decay of the matrices", least=0)
     n_layer: int = knob(4, "transformer blocks", least=1)
     n_head: int = knob(4, "attention heads", least=1)
@@ -49,7 +49,7 @@ class Config(Common):
     vocab_size: int = knob(1536, "tokens of the byte-level BPE, special tokens included", least=260)
     data: str = knob("", "text to read instead of the embedded world's", group="data and models")
     documents: int = knob(40000, "documents that the almanac writes", least=1)
-    eval_every: int = knob(1000, "steps between two measurements of the held-out loss", least=1)
+    eval_every: int = knob(250, "steps between two measurements of the held-out loss", least=1)
     chat: bool = knob(False, "talk to a model", group="instead of training",
                       command="data.people.chat:converse")
     export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
@@ -320,13 +320,59 @@ def batches(examples, size, rng, length=len):
             yield from parts
 
 
-def optimizer(model, lr, weight_decay=0.0, eps=1e-8):
-    """AdamW; matrices decay, biases and LayerNorms do not."""
+def groups(model, weight_decay):
+    """A model's parameters for an optimiser: matrices decay, biases and LayerNorms do not."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay},
-              {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(.9, .95), eps=eps, fused=True)
+    return [{"params": matrices, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0}]
+
+
+def optimizer(model, lr, weight_decay=0.0, eps=1e-8):
+    """AdamW, for all stages that start from a model that has learned."""
+    return torch.optim.AdamW(groups(model, weight_decay), lr=lr, betas=(.9, .95), eps=eps,
+                             fused=True)
+
+
+def orthogonal(x):
+    """A matrix (M, N) -> the same singular vectors, with all singular values near 1.
+
+    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024, which bring the values
+    into (.7, 1.2): fast rather than exactly.
+    """
+    if len(x) > x.shape[1]:
+        return orthogonal(x.T).T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
+    return x
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, but the matrices in a GPT's blocks follow their momentum, made orthogonal.
+
+    So a step moves a matrix equally far in all directions, in rare ones too (Jordan et al. 2024).
+    Scaled to the size of AdamW's steps, it takes the same rate and decay (Liu et al. 2025, section
+    2.2). From random weights it needs a third fewer tokens (LOG: Muon).
+    """
+
+    def __init__(self, model, lr, weight_decay=0.0):
+        super().__init__(groups(model, weight_decay), lr=lr, betas=(.9, .95), fused=True)
+        self.inner = {p for p in model.blocks.parameters() if p.dim() == 2}
+
+    @torch.no_grad()
+    def step(self):
+        """One step; parameters without a gradient stay."""
+        lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+        for p in self.inner:
+            if p not in self.state:  # with `step`, for which AdamW asks when a state is loaded
+                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
+            momentum = self.state[p]["momentum"].lerp_(p.grad, .05)
+            update = orthogonal(p.grad.lerp(momentum, .95)) * max(p.shape) ** .5
+            p.mul_(1 - lr * decay).sub_(update, alpha=.4 * lr)
+            p.grad = None  # AdamW has nothing to do with it
+        super().step()
 
 
 def optimizer_step(model, opt, lr, clip=1.0):
@@ -475,7 +521,7 @@ def train(cfg):
     model = GPT(GPTConfig(tokenizer.vocab_size, *shape)).to(run.device)
     run.prepare(model)
     run.say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {run.device}")
-    opt = optimizer(model, cfg.lr, cfg.weight_decay)
+    opt = Muon(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, held_out[:5])
 
     for step in run.range(cfg.steps, model=model, opt=opt):

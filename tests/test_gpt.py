@@ -170,6 +170,16 @@ def test_only_matrices_decay(model):
     assert len(decaying["params"]) + len(others["params"]) == len(list(model.parameters()))
 
 
+def test_orthogonal_keeps_singular_vectors_and_brings_their_values_near_1():
+    torch.manual_seed(0)
+    for shape in (12, 30), (30, 12):
+        x = torch.randn(shape, dtype=torch.float64)
+        u, s, v = torch.linalg.svd(x, full_matrices=False)
+        core = u.T @ gpt.orthogonal(x) @ v.T
+        assert (core - torch.diag(core.diag())).abs().max() < 1e-12
+        assert s.min() < .5 * s.max() and core.diag().min() > .6 and core.diag().max() < 1.25
+
+
 def test_learning_rate_warms_up_and_falls_along_a_cosine():
     rates = [gpt.learning_rate(step, 100, 1.0, warmup=10, floor=.1) for step in range(100)]
     assert rates[0] == .1 and rates[9] == 1 and rates[10] == 1

@@ -55,6 +55,8 @@ MUTATIONS = {
         'return [(part, int(lengths[part].min())) for part in found]'),
     # optimiser
     "biases and LayerNorms decay": ("gpt.py", '{"params": others, "weight_decay": 0.0}', '{"params": others, "weight_decay": weight_decay}'),
+    "the momentum's singular values stay as they are": ("gpt.py", "update = orthogonal(p.grad.lerp(momentum, .95))", "update = p.grad.lerp(momentum, .95)"),
+    "AdamW moves the matrices that Muon has moved": ("gpt.py", "            p.grad = None  # AdamW has nothing to do with it\n", ""),
     "gradients are not clipped": ("gpt.py", 'nn.utils.clip_grad_norm_(model.parameters(), clip)',
         'nn.utils.clip_grad_norm_(model.parameters(), math.inf)'),
     "gradients add up over the steps": ("gpt.py", '    opt.zero_grad(set_to_none=True)\n', ''),

@@ -116,6 +116,32 @@ def test_adamw_by_its_paper():
         np.testing.assert_allclose(weight.detach().numpy(), theta, rtol=1e-6)
 
 
+def test_muon_moves_matrices_as_torchs_does_and_the_rest_as_adamw():
+    """torch computes in bfloat16, and its steps are half as long: Liu et al. 2025 have .2 where we have .4."""
+    config = gpt.GPTConfig(60, 16, 2, 2, 16)
+    ours, theirs = gpt.GPT(config), gpt.GPT(config)
+    theirs.load_state_dict(ours.state_dict())
+    inner = [p for p in theirs.blocks.parameters() if p.dim() == 2]
+    rest = torch.nn.ParameterList(p for p in theirs.parameters() if all(p is not q for q in inner))
+    muon = torch.optim.Muon(inner, lr=2 * .01, weight_decay=.05, momentum=.95, adjust_lr_fn="match_rms_adamw")
+    opt, adamw = gpt.Muon(ours, .01, .1), gpt.optimizer(rest, .01, .1)
+    for step in range(3):
+        idx = torch.randint(55, (4, 16))
+        for model in (ours, theirs):
+            gpt.next_token_loss(model, idx).backward()
+        before = [p.detach().clone() for p in inner]
+        gpt.optimizer_step(ours, opt, .01)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        muon.step(), adamw.step(), theirs.zero_grad()
+        moved = {id(b): (b - old).norm() for b, old in zip(inner, before)}
+        for a, b in zip(ours.parameters(), theirs.parameters()):
+            if id(b) in moved:
+                assert (a - b).norm() < .2 * moved[id(b)]
+            else:
+                torch.testing.assert_close(a, b)
+        theirs.load_state_dict(ours.state_dict())
+
+
 # ---- tokenizer ------------------------------------------------------------------------------------
 
 

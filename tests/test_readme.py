@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a program, too
 
 from data.judge import report
-from notebooks import memory
+from notebooks import benchmark, memory
 from notebooks import experiments
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +35,10 @@ def test_the_tables_of_the_experiments_are_made_of_their_results(name):
 
 def test_the_table_of_memory_is_computed():
     assert block("memory") == memory.table()
+
+
+def test_the_tables_of_speed_are_made_of_their_measurements():
+    assert block("benchmark") == benchmark.table(json.loads(benchmark.RESULTS.read_text()))
 
 
 def test_every_link_leads_somewhere():
