@@ -33,8 +33,8 @@ class Config(Common):
 
     steps: int = knob(1300, "optimizer steps", least=1, group="algorithm")
     batch: int = knob(32, "demonstrations per step", least=1)
-    # A higher rate imitates as well and forgets more of what pretraining taught (LOG: SFT's rate).
-    lr: float = knob(1e-3, "peak learning rate; warm-up, then a cosine to 0", least=0)
+    # A higher rate forgets more of what pretraining taught (LOG: SFT's rate; Muon).
+    lr: float = knob(1.5e-3, "peak learning rate; warm-up, then a cosine to 0", least=0)
     weight_decay: float = knob(0.1, "decay of the matrices", least=0)
     init: str = knob("", "checkpoint to start from (default: gpt/ckpt.pt in --out)",
                      group="data and models")

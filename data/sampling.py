@@ -25,8 +25,8 @@ class KVCache:
         self.last = config.block_size - 1
         column = torch.arange(width + new, device=lengths.device)[:, None, None]
         padding = (column >= lengths[:, None]) & (column < width)  # (columns, B, 1)
-        self.hidden = torch.zeros(padding.shape, device=lengths.device)
-        self.hidden.masked_fill_(padding, -torch.inf)
+        self.bias = torch.zeros(padding.shape, device=lengths.device)
+        self.bias.masked_fill_(padding, -torch.inf)
         self.k, self.v = {}, {}  # of each layer (columns, B, H, C/H)
 
     def read(self, model, idx):
@@ -50,7 +50,7 @@ class KVCache:
         """
         B, H, T, size = q.shape
         if not self.filled:
-            shape = (len(self.hidden), B, H, size)
+            shape = (len(self.bias), B, H, size)
             self.k[layer], self.v[layer] = k.new_empty(shape), v.new_empty(shape)
         seen = self.filled + T
         keys, values = self.k[layer][:seen], self.v[layer][:seen]
@@ -58,12 +58,12 @@ class KVCache:
         if T > 1:  # prompts: their padding stands after all that could see it
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         scores = torch.linalg.vecdot(keys, q.squeeze(2)) / math.sqrt(size)  # (seen, B, H)
-        weights = (scores + self.hidden[:seen]).softmax(0)
+        weights = (scores + self.bias[:seen]).softmax(0)
         return (weights[..., None] * values).sum(0).unsqueeze(2)
 
     def keep(self, rows):
         """Forget all rows but these, a 1-D tensor of their numbers; a row may come twice."""
-        self.lengths, self.hidden = self.lengths[rows], self.hidden[:, rows]
+        self.lengths, self.bias = self.lengths[rows], self.bias[:, rows]
         self.k = {layer: k[:, rows] for layer, k in self.k.items()}
         self.v = {layer: v[:, rows] for layer, v in self.v.items()}
 

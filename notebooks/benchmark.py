@@ -4,7 +4,7 @@
     python -m notebooks.benchmark --device cuda    GPT-2's shape, in fp32 (as TF32) and in bf16
 
 Ours and theirs take turns, so that both meet the same machine: a ratio is the median over the
-turns, above 1 where ours is faster. "Share" is the arithmetic of the matrix products, 6 operations
+turns, above 1 where ours is faster; both use AdamW. "Share" is the arithmetic of the matrix products, 6 operations
 per weight and token and those of attention, as a share of what this machine reaches in one large
 product; everything else that a step does counts as nothing. The last table fits time ~ size^p.
 
@@ -14,7 +14,6 @@ which the README's tables are made.
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import subprocess
@@ -55,7 +54,7 @@ class Sizes:
 
 
 SIZES = {"cpu": Sizes(LAPTOP, [(LAPTOP, 8, 128), (LAPTOP, 64, 128), (WIDE, 12, 256)],
-                      answers=128, prompt=16, response=24, turns=9),
+                      answers=128, prompt=16, response=24, turns=5),
          "cuda": Sizes(GPT2, [(GPT2, 8, 1024), (GPT2, 32, 512)],
                        answers=128, prompt=64, response=128, turns=5)}
 
@@ -130,6 +129,7 @@ def our_iteration(sizes, device):
 def theirs(config, kind, device):
     """A GPT-2 of transformers of our shape; kind: LMHeadModel, ForTokenClassification, ..."""
     import transformers
+    transformers.logging.set_verbosity_error()
     shape = transformers.GPT2Config(
         vocab_size=config.vocab_size, n_positions=config.block_size, n_layer=config.n_layer,
         n_head=config.n_head, n_embd=config.n_embd, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
@@ -224,11 +224,11 @@ def seconds(work, device):
     return time.perf_counter() - began
 
 
-def product_speed(device, dtype=torch.float32):
-    """Operations per second in one large matrix product."""
+def large_product(device, dtype=torch.float32):
+    """A large matrix product, and its operations."""
     n = 8192 if device.startswith("cuda") else 1024
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-    return 2 * n ** 3 / statistics.median(seconds(lambda: a @ b, device) for _ in range(20))
+    return lambda: a @ b, 2 * n ** 3
 
 
 def arithmetic(config, rows, length):
@@ -238,24 +238,28 @@ def arithmetic(config, rows, length):
     return 6 * rows * length * (weights + attention)
 
 
-def in_turns(ours, peer, turns, device):
-    """Median seconds of ours, of the peer's, and the median of their ratios."""
-    for work in (ours, peer):
+def in_turns(works, turns, device):
+    """Seconds of each piece of work in each turn, after one that does not count: (turns, works)."""
+    for work in works:
         work()
-    pairs = [(seconds(ours, device), seconds(peer, device)) for _ in range(turns)]
-    return (*[statistics.median(times) for times in zip(*pairs)],
-            statistics.median(b / a for a, b in pairs))
+    return np.array([[seconds(work, device) for work in works] for _ in range(turns)])
 
 
 def measure(sizes, device, dtype):
-    """The first table's rows: work, tokens per second of ours and theirs, ratio, share."""
-    speed, rows = product_speed(device, dtype), []
+    """The first table's rows: work, tokens per second of ours and theirs, ratio, share.
+
+    Before them, the operations per second of a large product.
+    """
+    product, operations_of_it = large_product(device, dtype)
+    speeds, rows = [], []
     for config, B, T in sizes.pretraining:
-        turns = max(3, sizes.turns * LAPTOP.n_embd // config.n_embd) if B * T < 2048 else 3
-        a, b, ratio = in_turns(our_pretraining(config, B, T, device),
-                               their_pretraining(config, B, T, device), turns, device)
-        name = f"pretraining step, {B} x {T}, {config.n_layer} layers of {config.n_embd}"
-        rows.append([name, B * T / a, B * T / b, ratio, arithmetic(config, B, T) / a / speed])
+        works = [our_pretraining(config, B, T, device), their_pretraining(config, B, T, device)]
+        times = in_turns([*works, *[product] * 5], sizes.turns, device)
+        speed = operations_of_it / np.median(times[:, 2:], axis=1)  # of each turn
+        share = float(np.median(arithmetic(config, B, T) / times[:, 0] / speed))
+        rows.append([f"pretraining step, {B} x {T}, {config.n_layer} layers of {config.n_embd}",
+                     *compared(times, B * T), share])
+        speeds.extend(speed)
     new, width = sizes.answers * sizes.response, sizes.prompt + sizes.response
     pairs = {f"rollout, {sizes.answers} x ({sizes.prompt} + {sizes.response}), new tokens":
              (our_rollout, their_rollout, new),
@@ -264,9 +268,15 @@ def measure(sizes, device, dtype):
              f"PPO iteration, {sizes.answers} x {sizes.response}, 4 epochs x 2, new tokens":
              (our_iteration, their_iteration, new)}
     for name, (ours, peer, count) in pairs.items():
-        a, b, ratio = in_turns(ours(sizes, device), peer(sizes, device), sizes.turns, device)
-        rows.append([name, count / a, count / b, ratio, None])
-    return speed, rows
+        times = in_turns([ours(sizes, device), peer(sizes, device)], sizes.turns, device)
+        rows.append([name, *compared(times, count), None])
+    return statistics.median(speeds), rows
+
+
+def compared(times, tokens):
+    """Tokens per second of ours and of theirs, and the median of the turns' ratios."""
+    ours, peer = np.median(times[:, :2], axis=0)
+    return tokens / ours, tokens / peer, float(np.median(times[:, 1] / times[:, 0]))
 
 
 def operations(sizes, device, most=9):
@@ -279,8 +289,7 @@ def operations(sizes, device, most=9):
                        ("PPO iteration", our_iteration(sizes, device))):
         work()
         with torch.profiler.profile() as profile:
-            for _ in range(3):
-                work()
+            work()
         gpu = device.startswith("cuda")
         times = {e.key: e.self_device_time_total if gpu else e.self_cpu_time_total
                  for e in profile.key_averages() if e.key.startswith("aten::") or gpu}
@@ -306,9 +315,9 @@ def growth(device, sizes):
         works = [make(n) for n in counts]
         for work in works:
             work()
-        times = [statistics.median(seconds(work, device) for _ in range(5)) for work in works]
+        times = [statistics.median(seconds(work, device) for _ in range(3)) for work in works]
         found[name] = counts, times, exponent(counts, times)
-    if device == "cpu":
+    if device == "cpu" and sizes is SIZES["cpu"]:
         times = [in_processes(n) for n in (1, 2)]
         found["processes, a thread each, of a pretraining step"] = [1, 2], times, exponent([1, 2],
                                                                                            times)

@@ -32,7 +32,7 @@ MUTATIONS = {
     "targets are not shifted": ("gpt.py", "state, action = model.hidden(idx)[:, :-1], idx[:, 1:]", "state, action = model.hidden(idx)[:, :-1], idx[:, :-1]"),
     "positions are shifted beside the cache": ('data/sampling.py', 'after = self.lengths[:, None] + self.filled - self.width',
         'after = self.lengths[:, None] + self.filled - self.width + 1'),
-    "the cache shows a row its padding": ('data/sampling.py', 'self.hidden.masked_fill_(padding, -torch.inf)',
+    "the cache shows a row its padding": ('data/sampling.py', 'self.bias.masked_fill_(padding, -torch.inf)',
         'pass'),
     "answers go on after their end": ('data/sampling.py', 'alive = alive & (token != config.end) & ',
         'alive = alive & '),

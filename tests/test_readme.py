@@ -67,7 +67,7 @@ if __name__ == "__main__":  # put the right numbers of lines and the tables into
     for path in RESULTS.glob("*.json"):
         found = json.loads(path.read_text())
         if f"<!-- {path.stem} -->" in text and path.stem != "results":
-            tables[path.stem] = experiments.table(found.get("table", found))
+            tables[path.stem] = benchmark.table(found) if path == benchmark.RESULTS else experiments.table(found.get("table", found))
     if every := [json.loads(path.read_text()) for path in sorted(RESULTS.glob("evaluation-*.json"))]:
         tables["results"] = report.seeds_table(every)
     for name, table in tables.items():
