@@ -284,8 +284,7 @@ def update(policy, value, opt, batch, advantages, returns, cfg, lr, text=None):
                 loss = (pg_loss + cfg.vf_coef * vf_loss) * share
                 loss.backward()
             if cfg.ptx:
-                ptx_loss = add_ptx_gradient(policy, text, len(minibatch), cfg)
-                stats.update(ptx_loss=ptx_loss * tokens)
+                stats["ptx_loss"] += tokens * add_ptx_gradient(policy, text, len(minibatch), cfg)
             grad_norm = gpt.optimizer_step(models, opt, lr)
             averages = {name: total / tokens for name, total in all_gather(stats).items()}
             passes[-1].append({**averages, "grad_norm": grad_norm})

@@ -4,9 +4,10 @@
     python -m notebooks.benchmark --device cuda    GPT-2's shape, in fp32 (as TF32) and in bf16
 
 Ours and theirs take turns, so that both meet the same machine: a ratio is the median over the
-turns, above 1 where ours is faster; both use AdamW. "Share" is the arithmetic of the matrix products, 6 operations
-per weight and token and those of attention, as a share of what this machine reaches in one large
-product; everything else that a step does counts as nothing. The last table fits time ~ size^p.
+turns, above 1 where ours is faster; both use AdamW. "Share" is the arithmetic of the matrix
+products, 6 operations per weight and token and those of attention, as a share of what this machine
+reaches in one large product; everything else that a step does counts as nothing. The last table
+fits time ~ size^p.
 
 transformers is in tests/requirements.txt. --save writes notebooks/results/benchmark.json, from
 which the README's tables are made.
