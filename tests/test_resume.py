@@ -16,9 +16,9 @@ RL = dict(batch=8, minibatches=2, prompts=40, test_prompts=12, max_new_tokens=8,
 RUNS = {
     "gpt": ("gpt", dict(MODEL, steps=14, batch=4, eval_every=9)),
     "sft": ("sft", dict(steps=14, batch=4, demonstrations=60, eval_every=9)),
-    "reward": ("reward", dict(prompts=150, test_prompts=6, k=3, batch=4, max_new_tokens=8)),
+    "reward": ("reward", dict(steps=8, prompts=300, test_prompts=6, k=3, batch=4, max_new_tokens=8)),
     "ppo": ("ppo", dict(RL, steps=7, ptx=1.0)),
-    "reward-2": ("reward", dict(prompts=90, test_prompts=6, k=3, batch=4, max_new_tokens=8, round=2, bf16=True)),
+    "reward-2": ("reward", dict(steps=8, prompts=200, test_prompts=6, k=3, batch=4, max_new_tokens=8, round=2, bf16=True)),
     "ppo-2": ("ppo", dict(RL, steps=5, round=2, micro_batch=3)),
 }
 TIMES = ("seconds", "tok/s", "memory_gb", "rollout_seconds", "update_seconds")
