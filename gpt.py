@@ -359,11 +359,11 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, model, lr, weight_decay=0.0):
         super().__init__(groups(model, weight_decay), lr=lr, betas=(.9, .95), fused=True)
-        self.inner = {p for p in model.blocks.parameters() if p.dim() == 2}
+        self.inner = [p for p in model.blocks.parameters() if p.dim() == 2]
 
     @torch.no_grad()
     def step(self):
-        """One step; parameters without a gradient stay."""
+        """One step. All matrices in the blocks need a gradient."""
         lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         for p in self.inner:
             if p not in self.state:  # with `step`, for which AdamW asks when a state is loaded

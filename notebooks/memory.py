@@ -5,9 +5,10 @@
 In bytes, for a model with P parameters, L blocks of C channels and H heads, and rows of T tokens:
 
     weights      4 P        of each model
-    training     12 P more  gradients and AdamW's two moments, of each model that learns. reward.py
-                            keeps a scaled copy of its model; ppo.py needs 4 P more for each further
-                            reward model, and for the base model
+    training     12 P more  gradients and AdamW's two moments, of each model that learns; of the
+                            blocks' matrices, gpt.py's Muon keeps one moment, which is less.
+                            reward.py keeps a scaled copy of its model; ppo.py needs 4 P more for
+                            each further reward model, and for the base model
     copies       2 P more   with --bf16: the learning models' matrices in bfloat16, while a graph
                             exists
     activations  rows T (L (64 C + 4 H) + 8 C + 12 V) in fp32,
