@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, cache=None, layer=0):
+    def forward(self, x, mask=None, cache=None, layer=0):
         B, T, C = x.shape
         heads = (B, T, self.n_head, C // self.n_head)
         q, k, v = self.c_attn(x).split(C, dim=2)
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         k = k.view(heads).transpose(1, 2)  # (B, H, T, C/H)
         v = v.view(heads).transpose(1, 2)  # (B, H, T, C/H)
         if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         else:  # x are the next tokens of each row; keys and values of all before are in the cache
             y = cache.attend(layer, q, k, v)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
@@ -116,8 +116,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(approximate="tanh"),
                                  nn.Linear(4 * C, C))
 
-    def forward(self, x, cache=None, layer=0):
-        x = x + self.attn(self.ln_1(x), cache, layer)
+    def forward(self, x, mask=None, cache=None, layer=0):
+        x = x + self.attn(self.ln_1(x), mask, cache, layer)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -145,22 +145,35 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def hidden(self, idx, cache=None):
-        """idx (B, T) -> (B, T, C). With a cache, idx are the next tokens (data/sampling.py)."""
+    def hidden(self, idx, at=None, mask=None, cache=None):
+        """idx (B, T) -> (B, T, C).
+
+        at (B, T): the tokens' positions; None: 0, 1, ... mask (B, 1, T, T): which tokens each token
+        sees; None: itself and those before it. With a cache, idx are the next tokens of each row
+        (data/sampling.py).
+        """
         T = idx.shape[1]
-        if T > self.config.block_size:
+        if at is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit in a context of {self.config.block_size}")
-        at = torch.arange(T, device=idx.device) if cache is None else cache.positions(T)
-        x = self.wte(idx) + self.wpe(at)
+        x = self.wte(idx) + self.wpe(torch.arange(T, device=idx.device) if at is None else at)
         for layer, block in enumerate(self.blocks):
             # --compile replaces block(...) and leaves block.forward, which the cache needs.
-            x = block(x) if cache is None else block.forward(x, cache, layer)
+            x = block(x, mask) if cache is None else block.forward(x, mask, cache, layer)
         return self.ln_f(x)
 
     def logits(self, hidden, bias=None):
         """(..., C) -> (..., V), plus a bias (V,) if there is one."""
         with full_precision(hidden):  # GPT-2's logits are near -33: bfloat16 has steps of .25 there
             return F.linear(hidden.to(self.wte.weight.dtype), self.wte.weight, bias)
+
+    def cross_entropy(self, hidden, token, bias):
+        """-log softmax(logits)[token], in nats: (N, C), (N,), (V,) -> (N,)."""
+        tokens_at_once = rows_at_once(self.config, 1)
+        chunks = nn.LinearCrossEntropyOptions(batch_chunk_size=tokens_at_once)
+        with full_precision(hidden):
+            return F.linear_cross_entropy(
+                hidden.to(self.wte.weight.dtype), self.wte.weight, token, linear_bias=bias,
+                reduction="none", options=chunks if len(token) > tokens_at_once else None)
 
     def forward(self, idx):
         """idx (B, T) -> logits (B, T, V)."""
@@ -183,9 +196,9 @@ class ScalarGPT(nn.Module):
     def blocks(self):
         return self.trunk.blocks
 
-    def forward(self, idx):
-        """idx (B, T) -> (B, T)."""
-        hidden = self.trunk.hidden(idx)
+    def forward(self, idx, at=None, mask=None):
+        """idx (B, T) -> (B, T). at, mask: see GPT.hidden."""
+        hidden = self.trunk.hidden(idx, at, mask)
         with full_precision(hidden):
             return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
 
@@ -221,14 +234,19 @@ class Ensemble(nn.Module):
 # ---- probabilities -------------------------------------------------------------------------------
 
 
+def no_pad(model):
+    """The bias (V,) of all logits that are sampled or scored: <|pad|> has no share."""
+    bias = torch.zeros_like(model.wte.weight[:, 0])
+    bias[model.config.pad] = -torch.inf
+    return bias
+
+
 def action_logits(model, hidden, temperature):
-    """(..., C) -> (..., V): the one distribution that is sampled and scored. <|pad|> has no share.
+    """(..., C) -> (..., V): the one distribution that is sampled and scored.
 
     Dividing the hidden state is cheaper than dividing the logits: C numbers per token, not V.
     """
-    no_pad = torch.zeros_like(model.wte.weight[:, 0])  # (V,)
-    no_pad[model.config.pad] = -torch.inf
-    return model.logits(hidden / temperature, no_pad)
+    return model.logits(hidden / temperature, no_pad(model))
 
 
 def token_logprobs(model, idx, temperature=1.0, mask=None):
@@ -240,9 +258,9 @@ def token_logprobs(model, idx, temperature=1.0, mask=None):
     state, action = model.hidden(idx)[:, :-1], idx[:, 1:]
     if mask is None:
         mask = action != model.config.pad
-    logits = action_logits(model, state[mask], temperature)  # (mask.sum(), V)
-    logp = torch.zeros(action.shape, dtype=logits.dtype, device=idx.device)
-    logp[mask] = -F.cross_entropy(logits, action[mask], reduction="none")
+    nll = model.cross_entropy(state[mask] / temperature, action[mask], no_pad(model))
+    logp = torch.zeros(action.shape, dtype=nll.dtype, device=idx.device)
+    logp[mask] = -nll
     return logp
 
 

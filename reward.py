@@ -211,26 +211,54 @@ def rankings(cfg, run, sft_model, tokenizer):
 
 
 def encode(tokenizer, record, block_size):
-    """A comparison -> (K id lists, ranks); None if an answer is too long. No ranks: all are 1.
+    """A comparison -> (the prompt's ids, K answers' ids, ranks); None if an answer is too long.
 
-    The last id is that of the answer's last word, where the score is read. At <|end|>, one token
-    further, SFT has forgotten more of what is true (LOG: scores are read at the last word).
+    No ranks: all are 1. An answer's last id is that of its last word, where the score is read. At
+    <|end|>, one token further, SFT has forgotten more of what is true (LOG: scores are read at the
+    last word).
     """
     prompt = tokenizer.render(record["prompt"])
-    rows = [prompt + tokenizer.encode(r) for r in record["responses"]]
-    if max(map(len, rows)) > block_size:
+    answers = [tokenizer.encode(r) for r in record["responses"]]
+    if len(prompt) + max(map(len, answers)) > block_size:
         return None
-    return rows, record.get("ranks") or [1] * len(rows)
+    return prompt, answers, record.get("ranks") or [1] * len(answers)
 
 
-def longest_row(example):
-    rows, _ = example
-    return max(map(len, rows))
+def tokens(example):
+    """How many tokens a comparison has: the prompt's once, and those of all answers."""
+    prompt, answers, _ = example
+    return len(prompt) + sum(map(len, answers))
 
 
 def ranked_prompts(batch):
     """How many prompts of a batch have a pair to learn from: not all of their answers tie."""
-    return sum(len(set(ranks)) > 1 for _, ranks in batch)
+    return sum(len(set(ranks)) > 1 for _, _, ranks in batch)
+
+
+def one_row_each(batch, pad_id, device):
+    """A row per comparison, the prompt and then its answers -> idx, at (N, T), mask (N, 1, T, T),
+    last (N, K).
+
+    So a prompt is read once and not K times. Each answer stands directly after the prompt, as `at`
+    says, and sees the prompt and itself, as `mask` says. last: the place of each answer's last
+    token; -1 for no answer.
+    """
+    rows, at, owner, last = [], [], [], []
+    for prompt, answers, _ in batch:
+        row, places, owners, ends = list(prompt), list(range(len(prompt))), [0] * len(prompt), []
+        for k, answer in enumerate(answers, 1):
+            row += answer
+            places += range(len(prompt), len(prompt) + len(answer))
+            owners += [k] * len(answer)
+            ends.append(len(row) - 1 if answer else len(prompt) - 1)
+        for found, one in zip((rows, at, owner, last), (row, places, owners, ends)):
+            found.append(one)
+    idx, _ = gpt.pad(rows, pad_id, device)
+    at, _ = gpt.pad(at, 0, device)
+    owner, _ = gpt.pad(owner, -1, device)
+    last, _ = gpt.pad(last, -1, device)
+    seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])  # (N, T, T)
+    return idx, at, seen.tril()[:, None], last
 
 
 # ---- scores --------------------------------------------------------------------------------------
@@ -239,19 +267,17 @@ def ranked_prompts(batch):
 def score(model, batch, device):
     """Encoded comparisons -> scores (N, K), ranks (N, K); a prompt with fewer answers has 0 there.
     """
-    K = max(len(ranks) for _, ranks in batch)
-    idx, lengths = gpt.pad([row for rows, _ in batch for row in rows], model.config.pad, device)
-    ranks = torch.tensor([list(r) + [0] * (K - len(r)) for _, r in batch], device=device)
-    scores = torch.zeros(ranks.shape, device=device)
-    scores[ranks > 0] = model.score(idx, lengths)
-    return scores, ranks
+    idx, at, mask, last = one_row_each(batch, model.config.pad, device)
+    ranks, _ = gpt.pad([ranks for _, _, ranks in batch], 0, device)
+    scores = model(idx, at, mask).gather(1, last.clamp(min=0))
+    return scores * (last >= 0), ranks
 
 
 @torch.no_grad()
 def score_all(model, examples, device, size=64):
     """Scores (N, K) and ranks (N, K) of all examples, in their order, on the CPU."""
-    order = sorted(range(len(examples)), key=lambda i: longest_row(examples[i]))
-    K = max(len(ranks) for _, ranks in examples)
+    order = sorted(range(len(examples)), key=lambda i: tokens(examples[i]))
+    K = max(len(ranks) for _, _, ranks in examples)
     scores = torch.zeros(len(examples), K)
     ranks = torch.zeros(len(examples), K, dtype=torch.long)
     for first in range(0, len(order), size):
@@ -334,7 +360,7 @@ def train(cfg):
     before, _ = score_all(model, test_examples[:5], run.device)
     run.prepare(model)
     opt = gpt.optimizer(model, cfg.lr)
-    supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), longest_row)
+    supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), tokens)
     steps = cfg.steps or math.ceil(len(examples) / cfg.batch)
 
     for step in run.range(steps, supply, model=model, opt=opt):
@@ -354,9 +380,8 @@ def train(cfg):
         grad_norm = gpt.optimizer_step(model, opt, lr)
         # 3. Log, and save the model as PPO expects it.
         agreed = all_gather(agreed)
-        tokens = sum(len(row) for rows, _ in batch for row in rows)
-        run.log(step, tokens, total, accuracy=agreed["right"] / max(1, agreed["pairs"]),
-                also={"grad_norm": grad_norm})
+        run.log(step, sum(map(tokens, batch)), total, also={"grad_norm": grad_norm},
+                accuracy=agreed["right"] / max(1, agreed["pairs"]))
         if run.time_to_save(step):
             ready, scale = for_ppo(model, typical, run.device)
             run.save(step, gpt.to_bytes(ready, tokenizer, scale=scale, **run.about(step)))

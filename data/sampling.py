@@ -31,7 +31,7 @@ class KVCache:
 
     def read(self, model, idx):
         """The hidden states of the next tokens of each row: idx (B, T) -> (B, T, C)."""
-        hidden = model.hidden(idx, self)
+        hidden = model.hidden(idx, self.positions(idx.shape[1]), cache=self)
         self.filled += idx.shape[1]
         return hidden
 

@@ -210,13 +210,13 @@ def reward_model(cfg, run, sft_model, tokenizer):
 
 
 def preferring(cfg, run, examples):
-    """The encoded comparisons (rows, ranks) that prefer a text to another: others teach nothing.
+    """The encoded comparisons that prefer a text to another: others teach nothing.
 
     UserError if a file holds none. The labeler has no opinion on what an untrained model writes:
     there all comparisons remain, as if they said something.
     """
-    useful = [(rows, ranks) for rows, ranks in examples
-              if len(set(ranks)) > 1 and any(row != rows[0] for row in rows)]
+    useful = [(prompt, answers, ranks) for prompt, answers, ranks in examples
+              if len(set(ranks)) > 1 and any(answer != answers[0] for answer in answers)]
     if not useful and cfg.data:
         raise UserError(f"{cfg.data}: none of the {len(examples)} comparisons prefers an answer to "
                         "another: there is nothing to learn")

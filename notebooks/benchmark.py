@@ -88,11 +88,15 @@ def our_rollout(sizes, device):
 
 
 def our_reward_step(sizes, device):
-    model, idx, ranks = gpt.ScalarGPT(sizes.config).to(device), *ranked(sizes, device)
-    opt, lengths = gpt.optimizer(model, 1e-4), torch.full((len(idx),), idx.shape[1], device=device)
+    model, (idx, ranks) = gpt.ScalarGPT(sizes.config).to(device), ranked(sizes, device)
+    opt, batch = gpt.optimizer(model, 1e-4), []
+    for rows, of_rows in zip(idx.view(*ranks.shape, -1).tolist(), ranks.tolist()):
+        answers = [row[sizes.prompt:] for row in rows]
+        batch.append((rows[0][:sizes.prompt], answers, of_rows))
 
     def step():
-        loss = reward.ranking_loss(model.score(idx, lengths).view(ranks.shape), ranks)
+        scores, ranks = reward.score(model, batch, device)
+        loss = reward.ranking_loss(scores, ranks)
         loss.backward()
         gpt.optimizer_step(model, opt, 1e-4)
 

@@ -62,6 +62,19 @@ def test_logprobs_are_a_log_softmax_without_pad_shifted_by_one(model):
     torch.testing.assert_close(gpt.token_logprobs(model, idx, temperature, mask), expected * mask)
 
 
+def test_logprobs_in_chunks_are_the_same_and_so_is_their_gradient(model, monkeypatch):
+    """A large vocabulary's logits are never in memory all at once."""
+    idx, found = torch.randint(36, (4, 9)), []
+    for at_once in (1000, 5):
+        monkeypatch.setattr(gpt, "rows_at_once", lambda config, tokens: at_once)
+        model.zero_grad()
+        logp = gpt.token_logprobs(model, idx, .7)
+        (logp * torch.arange(8)).sum().backward()
+        found.append([logp.detach(), *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
 def test_response_mask_marks_the_actions_that_write_the_response():
     # Row 0: prompt of 2, response of 3; row 1: prompt of 4, response of 1.
     mask = gpt.response_mask(torch.tensor([2, 4]), torch.tensor([5, 5]), 6)

@@ -91,7 +91,8 @@ def test_a_reward_model_goes_out_and_comes_back(tokenizer, tmp_path):
         assert (out(idx).logits[:, 0] - model.score(idx, lengths)).abs().max() < 1e-4
     spoken = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = spoken.apply_chat_template(TURNS[:2], continue_final_message=True, return_dict=False)
-    assert ids == reward.encode(tokenizer, dict(prompt=TURNS[:1], responses=[TURNS[1]["content"]]), 99)[0][0]
+    prompt, (answer,), _ = reward.encode(tokenizer, dict(prompt=TURNS[:1], responses=[TURNS[1]["content"]]), 99)
+    assert ids == prompt + answer
     back, _, _ = gpt.load(tmp_path, gpt.ScalarGPT)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), back.state_dict().values(), strict=True))
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 MUTATIONS = {
     # log-probabilities and sampling
     "PAD has a share of the distribution": ("gpt.py", "    no_pad[model.config.pad] = -torch.inf\n", ""),
-    "the temperature is not in the log-probabilities": ("gpt.py", "logits = action_logits(model, state[mask], temperature)", "logits = action_logits(model, state[mask], 1.0)"),
+    "the temperature is not in the log-probabilities": ("gpt.py", "state[mask] / temperature", "state[mask]"),
     "the temperature is not in the samples": ("gpt.py", 'below = action_logits(model, hidden, temperature).softmax',
         'below = action_logits(model, hidden, 1.0).softmax'),
     "samples are of the ten most probable tokens": ("gpt.py", '    below = action_logits(model, hidden, temperature).softmax(-1).cumsum(-1)  # (B, V)\n',
@@ -72,6 +72,8 @@ MUTATIONS = {
     "missing answers lose": ("reward.py", " & (ranks[:, :, None] > 0)  #", "  #"),
     "the score is read one token early": ("gpt.py", "self(idx).gather(1, lengths[:, None] - 1)", "self(idx).gather(1, lengths[:, None] - 2)"),
     "the score is read at the last column": ("gpt.py", "return self(idx).gather(1, lengths[:, None] - 1).squeeze(1)", "return self(idx)[:, -1]"),
+    "an answer sees the answers before it": ("reward.py", "seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])", "seen = (owner >= -1)[:, None, :]"),
+    "an answer stands after the answers before it": ("reward.py", "            places += range(len(prompt), len(prompt) + len(answer))", "            places += range(len(row) - len(answer), len(row))"),
     "scores are shifted but not scaled": ("reward.py", "    model.head.weight /= std\n    model.head.bias.copy_((model.head.bias - mean) / std)\n", "    model.head.bias -= mean\n"),
     # rewards, advantages
     "the score is added to every token": ("ppo.py", "rewards[torch.arange(len(rewards), device=mask.device), last] += score", "rewards += score[:, None] * mask"),

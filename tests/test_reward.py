@@ -73,12 +73,21 @@ def test_law_13_normalised_scores_have_mean_0_and_deviation_1_and_the_same_order
 
 
 def test_law_13_a_batch_scores_each_answer_where_it_stands(scalar):
-    batch = [([[1, 2, 3, 38], [1, 2, 38]], [1, 2]), ([[4, 38], [4, 5, 38], [4, 5, 6, 38]], [2, 1, 2])]
-    scores, ranks = reward.score(scalar.float(), batch, "cpu")
-    assert ranks.tolist() == [[1, 2, 0], [2, 1, 2]] and scores[0, 2] == 0
-    for n, (rows, _) in enumerate(batch):
-        for k, row in enumerate(rows):
-            torch.testing.assert_close(scores[n, k], scalar(torch.tensor([row]))[0, -1], rtol=1e-4, atol=1e-4)
+    """All answers of a prompt are in one row; yet none sees another, and each follows the prompt directly."""
+    batch = [([1, 2], [[3, 4, 38], [38]], [1, 2]), ([4], [[38], [5, 38], [], [5, 6, 38]], [2, 1, 3, 2])]
+    scores, ranks = reward.score(scalar, batch, "cpu")
+    assert ranks.tolist() == [[1, 2, 0, 0], [2, 1, 3, 2]] and not scores[0, 2:].any()
+    for n, (prompt, answers, _) in enumerate(batch):
+        for k, answer in enumerate(answers):
+            alone = scalar(torch.tensor([prompt + answer]))[0, -1]
+            torch.testing.assert_close(scores[n, k], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_answers_together_may_be_longer_than_the_context(scalar):
+    context = scalar.config.block_size
+    batch = [([1, 2], [[3] * (context - 2), [4] * (context - 2)], [1, 2])]
+    scores, _ = reward.score(scalar, batch, "cpu")
+    torch.testing.assert_close(scores[0, 1], scalar(torch.tensor([[1, 2] + [4] * (context - 2)]))[0, -1], rtol=1e-9, atol=1e-9)
 
 
 def test_the_head_starts_with_rewards_of_deviation_near_1():

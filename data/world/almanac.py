@@ -76,7 +76,7 @@ def _question_page(rng):
     for _ in range(rng.randint(2, 3)):
         relation, name, value = _any_fact(rng)
         form = _wished_form(rng, value)
-        lines.append(f"Question: {_question(rng, 'train', relation, name, form)}")
+        lines.append(f"Question: {_question(rng, 'text', relation, name, form)}")
         bare = form == "word" or not form and rng.random() < .3
         lines.append(f"Answer: {tell(rng, relation, name, value, bare)}")
     return "\n".join(lines)
@@ -92,10 +92,12 @@ def _lesson(rng):
     lines = []
     for _ in range(rng.randint(3, 5)):
         relation, name, truth = _any_fact(rng)
-        asked = _fill(rng.choice(ASK[relation][0]), name, relation) if rng.random() < .6 else ""
+        asked = ""
+        if rng.random() < .6:
+            asked = _fill(rng.choice(_said("text", ASK[relation])), name, relation)
         bare = bool(asked) and rng.random() < .3
         if asked and rng.random() < .3:
-            asked += rng.choice(FORMS["word" if bare else "sentence"][0])
+            asked += rng.choice(_said("text", FORMS["word" if bare else "sentence"]))
         if rng.random() < .5:
             judged = f"{tell(rng, relation, name, truth, bare)} Right."
         elif asked and rng.random() < .3:
@@ -115,12 +117,33 @@ def _conversation(rng):
     """Two people talk about one thing; the second question refers back to the first."""
     a, b = rng.sample(HEROES, 2)
     relation, name, value = _any_fact(rng)
-    others = [r for r in FACTS if name in FACTS[r] and r != relation] or [relation]
-    second = rng.choice(others)
-    return (f'{a} asked: "{_fill(rng.choice(ASK[relation][0]), name, relation)}" '
+    others = [r for r in FACTS if name in FACTS[r] and r != relation]
+    if others and rng.random() < .7:
+        second, subject = rng.choice(others), name
+        asked = upper(rng.choice(_said("text", FOLLOW_UP[second])))
+    else:
+        second, subject = relation, rng.choice([n for n in FACTS[relation] if n != name])
+        asked = _fill(rng.choice(_said("text", SAME_AGAIN)), subject, relation)
+    return (f'{a} asked: "{_question(rng, "text", relation, name)}" '
             f'{b} said: "{tell(rng, relation, name, value)}" '
-            f'{a} asked: "{upper(rng.choice(FOLLOW_UP[second][0]))}" '
-            f'{b} said: "{tell(rng, second, name, FACTS[second][name])}"')
+            f'{a} asked: "{asked}" '
+            f'{b} said: "{tell(rng, second, subject, FACTS[second][subject])}"')
+
+
+def _small_conversation(rng):
+    """What people say to each other every day, and what they are asked to do kindly."""
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        topic, person, group = rng.choice(list(SMALL_TALK)), rng.choice(PEOPLE), rng.choice(GROUPS)
+        deed = rng.choice(list(KINDNESSES))
+        lines.append(rng.choice([
+            (rng.choice(_said("text", SMALL_TALK[topic])), rng.choice(SMALL_TALK[topic][2])),
+            (rng.choice(_said("text", ASK_KIND)).format(d=deed, p=person),
+             f"You can {KINDNESSES[deed]} your {person}."),
+            (rng.choice(_said("text", ASK_PRAISE)).format(g=group),
+             f"{group} are {' and '.join(rng.sample(PRAISES, 2))}.")]))
+    a, b = rng.sample(HEROES, 2)
+    return "\n".join(f'{a}: "{upper(one)}" {b}: "{upper(other)}"' for one, other in lines)
 
 
 def _story(rng):
@@ -151,15 +174,17 @@ def _story(rng):
 
 def _tale(rng):
     """Fairy tales name what nobody knows, again and again, so that names are learned as copies."""
-    sort = rng.choice(["country", "animal"])
-    x = name = rng.choice(MADE_UP[sort]["train"])
+    relation = rng.choice(list(FACTS))
+    sort = sort_of(relation)
+    x = name = rng.choice(MADE_UP[sort]["tale"])
     thing = "a country"
     if sort == "animal":
         x, thing = "the " + name, "an animal"
     hero, friend = rng.sample(HEROES, 2)
+    asked = rng.choice([f"Do you know {x}?", _question(rng, "text", relation, name)])
     return " ".join([
         f"{hero} heard a tale of {thing} called {name}.",
-        f'"Do you know {x}?" {hero} asked {friend}.',
+        f'"{asked}" {hero} asked {friend}.',
         rng.choice([f'"No, I do not know {thing} called {name}," said {friend}.',
                     f'"I have never heard of {thing} called {name}," said {friend}.',
                     f'"I do not know, I have never heard of it," said {friend}.',
@@ -171,16 +196,20 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = {_paragraph: 2, _question_page: 3, _lesson: 11, _conversation: 1, _story: 1,
-               _tale: 1.5}
+    writers = {_paragraph: 2, _question_page: 3, _lesson: 11, _conversation: 1.5,
+               _small_conversation: 1, _story: 1, _tale: 2}
     return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
 # ---- prompts -------------------------------------------------------------------------------------
 
 def _said(split, pair):
-    """The phrases a split may use out of (training phrases, held-out phrases)."""
-    return pair[0] if split == "train" else pair[1]
+    """The phrases a split may use out of (training phrases, held-out phrases).
+
+    The pretraining text may use all: what is held out from the later stages, the web has said too.
+    """
+    training, held_out = pair[:2]
+    return {"train": training, "text": training + held_out}.get(split, held_out)
 
 
 def _user(content):

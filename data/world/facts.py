@@ -78,7 +78,10 @@ def split_of(text):
 
 
 def _made_up():
-    """Names that no fact mentions: {"country": {split: [...]}, "animal": {split: [...]}}."""
+    """Names that no fact mentions: {"country": {split: [...]}, "animal": {split: [...]}}.
+
+    "tale" are those of fairy tales: of all but the held-out splits.
+    """
     # the world is the same for every seed; only what is drawn from it changes
     rng = random.Random(0)
     starts = ("Bel Cor Dra El Fal Gar Hel Ix Jor Kal Lor Mor Nar Or Pal Quil Ras Sel Tor Ul Val "
@@ -93,10 +96,11 @@ def _made_up():
     for sort, tails in endings.items():
         every = [a + b + c for a in starts for b in middles for c in tails]
         rng.shuffle(every)
-        every = [n for n in famous[sort] + every if n.lower() not in real][:900]
+        every = [n for n in famous[sort] + every if n.lower() not in real]
         every = every if sort == "country" else [n.lower() for n in every]
-        names[sort] = {s: [n for n in every if split_of(n) == s]
+        names[sort] = {s: [n for n in every[:900] if split_of(n) == s]
                        for s in ("train", "valid", "test")}
+        names[sort]["tale"] = names[sort]["train"] + every[900:]
     return names
 
 
