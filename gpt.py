@@ -9,8 +9,8 @@
 The later stages share what is defined here: the model and its scalar twin, plain generation, the
 log-probabilities of tokens, one step of the optimiser, checkpoints. The architecture is GPT-2's
 (Radford et al. 2019). Left out: dropout, as RLHF compares probabilities between forward passes;
-attention masks and left padding, as right padding needs neither (see `pad`). Comments that say
-"LOG: ..." name an entry of notebooks/LOG.md, with what was tried and measured.
+left padding, as right padding needs no mask (see `pad`). Comments that say "LOG: ..." name an entry
+of notebooks/LOG.md, with what was tried and measured.
 """
 
 import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile

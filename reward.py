@@ -14,10 +14,10 @@ comparisons. Ties are dropped. Training sees rankings only, never the labeler's 
     python reward.py --label    rank answers yourself; the labels are for --data
 
 From round 2 on, the last policy and the SFT model each write half of the answers, and the reward
-model of the round before learns on, from the rankings of all rounds. Where several reward models
-disagree, they have not learned enough (Christiano et al. 2017): train them with --bootstrap,
-different seeds and the same --data; `ppo.py --reward a.pt,b.pt` uses them together, and `--active
-a.pt,b.pt` chooses what to rank next.
+model of the round before learns on, from these rankings and as many earlier ones. Where several
+reward models disagree, they have not learned enough (Christiano et al. 2017): train them with
+--bootstrap, different seeds and the same --data; `ppo.py --reward a.pt,b.pt` uses them together,
+and `--active a.pt,b.pt` chooses what to rank next.
 """
 
 import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
@@ -67,8 +67,8 @@ class Config(Common):
                                   "reward models that differ")
     active: str = knob("", "reward models, separated by commas: of four times as many prompts, "
                            "rank those on which they disagree most")
-    round: int = knob(1, "from 2 on, the reward model of the round before learns on, from the "
-                         "rankings of all rounds", least=1, group="data and models")
+    round: int = knob(1, "from 2 on, the reward model of the round before learns on, from new "
+                         "rankings and as many earlier ones", least=1, group="data and models")
     init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in "
                          "--out; in later rounds the reward model of the round before)")
     policy: str = knob("", "checkpoint that answers (default: the SFT model; in later rounds the "
@@ -187,9 +187,9 @@ def rankings(cfg, run, sft_model, tokenizer):
         run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
         return records, test, records[:500]
     models = start.responders(cfg, run, sft_model, tokenizer)
-    earlier = start.earlier_rankings(cfg, run)
     seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
     wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
+    earlier = start.earlier_rankings(cfg, run, wanted)
     asked = almanac.prompts("train", 4 * wanted if cfg.active else wanted, seed)
     held_out = almanac.prompts("test", cfg.test_prompts, seed)
     records = respond(models, tokenizer, asked, cfg, "answers", run.once)

@@ -4,6 +4,7 @@ The stages' sentences to the user about models and prompts that are missing or d
 For each model that a stage trains or trains against, a line says which file it came from.
 """
 
+import random
 from pathlib import Path
 
 import torch
@@ -171,8 +172,8 @@ def responders(cfg, run, sft_model, tokenizer):
     return [policy] if cfg.round == 1 else [policy, sft_model]
 
 
-def earlier_rankings(cfg, run):
-    """The rankings of all rounds before this one."""
+def earlier_rankings(cfg, run, wanted):
+    """So many rankings of the rounds before this one, drawn from all."""
     found = []
     for n in range(1, cfg.round):
         path = run.earlier("reward", n).with_name("comparisons.jsonl")
@@ -181,7 +182,7 @@ def earlier_rankings(cfg, run):
                             "of all rounds with --data")
         found += records.read_comparisons(path)
         run.lineage.read(f"{path.parent.name}/{path.name}", path.read_bytes(), path)
-    return found
+    return random.Random(cfg.seed).sample(found, min(wanted, len(found)))
 
 
 def reward_model(cfg, run, sft_model, tokenizer):

@@ -1,5 +1,7 @@
 """The world: splits are disjoint, seeds decide everything, facts are what they should be."""
 
+import re
+
 from data.world import almanac
 
 
@@ -19,6 +21,18 @@ def test_splits_share_no_prompt_name_or_harm():
 def test_held_out_prompts_use_unseen_phrases():
     train_last = {key(p)[-1] for p in almanac.prompts("train", 6000, seed=2)}
     assert not train_last & {key(p)[-1] for p in almanac.prompts("test", 2000, seed=2)}
+
+
+def test_the_text_never_names_what_only_held_out_prompts_name():
+    text = "\n".join(almanac.text(4000, 1))
+    for split in ("valid", "test"):
+        names = {name.lower() for sort in almanac.MADE_UP.values() for name in sort[split]}
+        assert names and not names & set(re.findall(r"\w+", text.lower()))
+        for p in almanac.prompts(split, 1000, 1):
+            if p["kind"] == "hurt":
+                assert f"{p['relation']} your {p['subject']}" not in text
+            if p["kind"] == "belittle":
+                assert f"{p['subject']} are {p['relation']}" not in text
 
 
 def test_every_kind_is_in_every_split():

@@ -238,7 +238,7 @@ def test_a_person_judges_two_models_blind(pipeline, tmp_path):
     assert done.returncode == 0 and done.stderr == "" and "ppo preferred to sft" in done.stdout
     labels = [json.loads(line) for line in open(out / "judged-ppo-sft" / "anna.jsonl")]
     assert 1 <= len(labels) <= 3 and all(set(r["responses"]) == set(r["models"].values()) for r in labels)
-    assert "harmless" not in done.stdout.split("---- 1")[1]
+    assert "harmless" not in done.stdout[done.stdout.index("\n---- "):]  # the help above may say it
 
 
 def test_peak_memory_is_the_own_process_not_that_of_its_parent():

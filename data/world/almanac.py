@@ -12,6 +12,8 @@ the piece. SFT imitates the whole mixture; the reward model and PPO then tell go
 
 `split` is "train", "valid" or "test". The two held-out splits ask with phrases that "train" never
 uses, about made-up names, harms and follow-ups that it never saw, and no prompt is in two splits.
+The pretraining text asks for facts, kindness and small talk in all phrases, as the web does; the
+made-up names and harms of the held-out splits are not in it.
 Nothing here says what is good: that is for the labeler (data/world/labeler.py).
 """
 
@@ -196,17 +198,15 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = {_paragraph: 2, _question_page: 3, _lesson: 11, _conversation: 1.5,
-               _small_conversation: 1, _story: 1, _tale: 2}
+    writers = {_paragraph: 1, _question_page: 4, _lesson: 12, _conversation: 2,
+               _small_conversation: 1.25, _story: .75, _tale: 1.5}
     return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
 # ---- prompts -------------------------------------------------------------------------------------
 
 def _said(split, pair):
-    """The phrases a split may use out of (training phrases, held-out phrases).
-
-    The pretraining text may use all: what is held out from the later stages, the web has said too.
+    """The phrases that a split may use, of (training phrases, held-out phrases); "text" uses both.
     """
     training, held_out = pair[:2]
     return {"train": training, "text": training + held_out}.get(split, held_out)
