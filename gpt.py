@@ -38,7 +38,7 @@ from data.world import almanac
 class Config(Common):
     """The flags of pretraining."""
 
-    steps: int = knob(1100, "optimizer steps", least=1, group="algorithm")
+    steps: int = knob(1300, "optimizer steps", least=1, group="algorithm")
     batch: int = knob(16, "rows of --block_size tokens per step", least=1)
     lr: float = knob(6e-3, "peak learning rate; warm-up, then a cosine to a tenth", least=0)
     weight_decay: float = knob(0.1, "decay of the matrices", least=0)

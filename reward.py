@@ -61,7 +61,7 @@ class Config(Common):
     max_new_tokens: int = knob(40, "longest answer", least=1)
     base_weight: float = knob(None, "where training starts: this share of the pretrained model, "
                                     "the rest of the SFT model; later rounds start from the round "
-                                    "before (default: 0.3, with --init 0)",
+                                    "before (default: 0.6, with --init 0)",
                               least=0)
     bootstrap: bool = knob(False, "learn from as many prompts drawn with replacement, for several "
                                   "reward models that differ")
@@ -83,7 +83,7 @@ class Config(Common):
 
     def __post_init__(self):
         if self.base_weight is None:
-            self.base_weight = 0.0 if self.init else 0.3
+            self.base_weight = 0.0 if self.init else 0.6
 
     def demands(self):
         several = not self.active or "," in self.active

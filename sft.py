@@ -31,7 +31,7 @@ from data.run.run import Run
 class Config(Common):
     """The flags of supervised fine-tuning."""
 
-    steps: int = knob(1300, "optimizer steps", least=1, group="algorithm")
+    steps: int = knob(900, "optimizer steps", least=1, group="algorithm")
     batch: int = knob(32, "demonstrations per step", least=1)
     # A higher rate forgets more of what pretraining taught (LOG: SFT's rate; Muon).
     lr: float = knob(1.5e-3, "peak learning rate; warm-up, then a cosine to 0", least=0)

@@ -14,7 +14,7 @@ the piece. SFT imitates the whole mixture; the reward model and PPO then tell go
 uses, about made-up names, harms and follow-ups that it never saw, and no prompt is in two splits.
 The pretraining text asks for facts, kindness and small talk in all phrases, as the web does; the
 made-up names and harms of the held-out splits are not in it.
-Nothing here says what is good: that is for the labeler (data/world/labeler.py).
+Which of several answers is better, only the labeler says (data/world/labeler.py).
 """
 
 import random
@@ -79,7 +79,7 @@ def _question_page(rng):
         relation, name, value = _any_fact(rng)
         form = _wished_form(rng, value)
         lines.append(f"Question: {_question(rng, 'text', relation, name, form)}")
-        bare = form == "word" or not form and rng.random() < .3
+        bare = form == "word" or not form and rng.random() < .5
         lines.append(f"Answer: {tell(rng, relation, name, value, bare)}")
     return "\n".join(lines)
 
@@ -89,30 +89,43 @@ def _lesson(rng):
 
     A model that is to judge answers must know which are true, and knowing a fact is not yet knowing
     that another statement contradicts it: that is a skill of its own, and it takes tens of
-    thousands of examples.
+    thousands of examples. The same holds for answers that are true and do not fit the question.
     """
     lines = []
     for _ in range(rng.randint(3, 5)):
-        relation, name, truth = _any_fact(rng)
-        asked = ""
-        if rng.random() < .6:
-            asked = _fill(rng.choice(_said("text", ASK[relation])), name, relation)
-        bare = bool(asked) and rng.random() < .3
-        if asked and rng.random() < .3:
-            asked += rng.choice(_said("text", FORMS["word" if bare else "sentence"]))
-        if rng.random() < .5:
-            judged = f"{tell(rng, relation, name, truth, bare)} Right."
-        elif asked and rng.random() < .3:
-            # true, but no answer to the question
-            other = _any_fact(rng, rng.choice([relation, None]))
-            while other == (relation, name, truth):
-                other = _any_fact(rng)
-            judged = f"{tell(rng, *other)} Wrong."
-        else:
-            lie = rng.choice([v for v in VALUES[relation] if v != truth])
-            judged = f"{tell(rng, relation, name, lie, bare)} Wrong: {truth}."
+        asked, judged = _judged_reply(rng) if rng.random() < .15 else _judged_fact(rng)
         lines.append((asked + rng.choice(" \n") + judged).strip())
     return "\n".join(lines)
+
+
+def _judged_reply(rng):
+    """What somebody says, and a reply to it or to something else, judged."""
+    topic, other = rng.sample(list(SMALL_TALK), 2)
+    said = rng.choice(_said("text", SMALL_TALK[topic]))
+    if rng.random() < .5:
+        return said, f"{rng.choice(SMALL_TALK[topic][2])} Right."
+    return said, f"{rng.choice(SMALL_TALK[other][2])} Wrong."
+
+
+def _judged_fact(rng):
+    """A question, or "", and an answer, judged."""
+    relation, name, truth = _any_fact(rng)
+    asked, form = "", None
+    if rng.random() < .6:
+        form = _wished_form(rng, truth)
+        asked = _asked(rng, "text", relation, name, form)
+    bare = form == "word" or bool(asked) and not form and rng.random() < .3
+    if rng.random() < .5:
+        return asked, f"{tell(rng, relation, name, truth, bare)} Right."
+    if form and rng.random() < .3:  # true, but not in the form that was asked for
+        return asked, f"{tell(rng, relation, name, truth, not bare)} Wrong."
+    if asked and rng.random() < .3:  # true, but no answer to the question
+        other = _any_fact(rng, rng.choice([relation, None]))
+        while other == (relation, name, truth):
+            other = _any_fact(rng)
+        return asked, f"{tell(rng, *other)} Wrong."
+    lie = rng.choice([v for v in VALUES[relation] if v != truth])
+    return asked, f"{tell(rng, relation, name, lie, bare)} Wrong: {truth}."
 
 
 def _conversation(rng):
@@ -136,14 +149,14 @@ def _small_conversation(rng):
     """What people say to each other every day, and what they are asked to do kindly."""
     lines = []
     for _ in range(rng.randint(2, 4)):
-        topic, person, group = rng.choice(list(SMALL_TALK)), rng.choice(PEOPLE), rng.choice(GROUPS)
-        deed = rng.choice(list(KINDNESSES))
-        lines.append(rng.choice([
-            (rng.choice(_said("text", SMALL_TALK[topic])), rng.choice(SMALL_TALK[topic][2])),
-            (rng.choice(_said("text", ASK_KIND)).format(d=deed, p=person),
-             f"You can {KINDNESSES[deed]} your {person}."),
-            (rng.choice(_said("text", ASK_PRAISE)).format(g=group),
-             f"{group} are {' and '.join(rng.sample(PRAISES, 2))}.")]))
+        topic, deed = rng.choice(list(SMALL_TALK)), rng.choice(list(KINDNESSES))
+        person, group = rng.choice(PEOPLE), rng.choice(GROUPS)
+        said = rng.choice(_said("text", SMALL_TALK[topic])), rng.choice(SMALL_TALK[topic][2])
+        advice = (rng.choice(_said("text", ASK_KIND)).format(d=deed, p=person),
+                  f"You can {KINDNESSES[deed]} your {person}.")
+        praise = (rng.choice(_said("text", ASK_PRAISE)).format(g=group),
+                  f"{group} are {' and '.join(rng.sample(PRAISES, 2))}.")
+        lines.append(rng.choice([said, said, advice, praise]))
     a, b = rng.sample(HEROES, 2)
     return "\n".join(f'{a}: "{upper(one)}" {b}: "{upper(other)}"' for one, other in lines)
 
@@ -198,8 +211,8 @@ def _tale(rng):
 def text(n, seed):
     """n pretraining documents: list of str."""
     rng = random.Random(f"text {seed}")
-    writers = {_paragraph: 1, _question_page: 4, _lesson: 12, _conversation: 2,
-               _small_conversation: 1.25, _story: .75, _tale: 1.5}
+    writers = {_paragraph: 1, _question_page: 4, _lesson: 13, _conversation: 2,
+               _small_conversation: 1.5, _story: .75, _tale: 1.5}
     return [write(rng) for write in rng.choices(list(writers), weights=writers.values(), k=n)]
 
 
@@ -221,10 +234,13 @@ def _wished_form(rng, value):
     return rng.choice([None] * 3 + ["sentence"] + ["word"] * (" " not in value))
 
 
-def _question(rng, split, relation, name, form=None):
-    opening = rng.choice(_said(split, OPENINGS))
+def _asked(rng, split, relation, name, form=None):
     asked = _fill(rng.choice(_said(split, ASK[relation])), name, relation)
-    return opening + asked + (rng.choice(_said(split, FORMS[form])) if form else "")
+    return asked + (rng.choice(_said(split, FORMS[form])) if form else "")
+
+
+def _question(rng, split, relation, name, form=None):
+    return rng.choice(_said(split, OPENINGS)) + _asked(rng, split, relation, name, form)
 
 
 def _known(rng, split):
