@@ -11,11 +11,11 @@ In bytes, for a model with P parameters, L blocks of C channels and H heads, and
                             each further reward model, and for the base model
     copies       2 P more   with --bf16: the learning models' matrices in bfloat16, while a graph
                             exists
-    activations  rows T (L (64 C + 4 H) + 8 C + 12 V) in fp32,
-                 rows T (L (36 C + 4 H) + 8 C + 12 V) with --bf16. The term with the vocabulary V
-                 is there only where tokens are predicted: log-probabilities, and in backward their
-                 gradient and the logits'. With --gradient_checkpointing, L blocks keep 4 C each,
-                 and one at a time the rest
+    activations  rows T (L (64 C + 4 H) + 8 C) in fp32, rows T (L (36 C + 4 H) + 8 C) with --bf16.
+                 With --gradient_checkpointing, L blocks keep 4 C each, and one at a time the rest
+    logits       12 V for each token that is predicted: log-probabilities, and in backward their
+                 gradient and the logits'. Of large batches they are computed in chunks of 25
+                 million, so that they never take more than .3 GB
 
 A block keeps 16 C numbers per token: the inputs of two LayerNorms (2 C), of three of its matrices
 (C, C, 4 C), of attention (3 C), of GELU (4 C), and what attention gives (C), the input of the
@@ -24,6 +24,7 @@ in backward, so nothing grows with T squared. tests/test_memory.py compares this
 keeps.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,22 +60,25 @@ def activations(config, tokens, predicts, bf16=False, checkpointing=False):
     """Bytes that a graph over so many tokens keeps, and what backward adds to them at its peak."""
     L, H, C = config.n_layer, config.n_head, config.n_embd
     block = (36 if bf16 else 64) * C + 4 * H
-    return tokens * ((L * 4 * C + block if checkpointing
-                      else L * block) + 8 * C + predicts * 12 * config.vocab_size)
+    kept = L * 4 * C + block if checkpointing else L * block
+    return tokens * (kept + 8 * C) + predicts * logits(config, tokens)
+
+
+def logits(config, tokens):
+    """Bytes of the logits of so many tokens, and of what backward adds to them."""
+    return 12 * config.vocab_size * min(tokens, gpt.rows_at_once(config, 1))
 
 
 def models(config, stage, bf16=False, further=0):
-    """Bytes of all models of a stage and of `further` readers, with gradients and moments."""
+    """Bytes of all models of a stage and of `further` readers, with gradients, moments, logits."""
     s = STAGES[stage]
     each = 16 * s.learning + 4 * (s.reading + further) + 2 * bf16 * s.learning
-    return parameters(config) * each
+    return parameters(config) * each + s.predicts * logits(config, math.inf)
 
 
 def row(config, stage, tokens, bf16=False, checkpointing=False):
-    """Bytes that each row of so many tokens adds. PPO's value model predicts no tokens."""
-    s = STAGES[stage]
-    return (activations(config, tokens, s.predicts, bf16, checkpointing)
-            + (s.learning - 1) * activations(config, tokens, False, bf16, checkpointing))
+    """Bytes that each row of so many tokens adds."""
+    return STAGES[stage].learning * activations(config, tokens, False, bf16, checkpointing)
 
 
 def table(tokens=512):
