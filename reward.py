@@ -3,10 +3,11 @@
     loss = - mean over prompts of  1/#pairs * sum over pairs (w above l) of log sigmoid(r_w - r_l)
                                                                  (Ouyang et al. 2022, equation 1)
 
-The SFT model writes K answers to each prompt and the labeler ranks them. The SFT model with a
-scalar head then learns scores that make the better of two answers likelier to win (Bradley and
-Terry 1952). All pairs of a prompt are in one batch element: K forward passes serve K(K-1)/2
-comparisons. Ties are dropped. Training sees rankings only, never the labeler's gold.
+The SFT model writes K answers to each prompt and the labeler ranks them. A model between SFT and
+pretraining (--base_weight), with a scalar head, then learns scores that make the better of two
+answers likelier to win (Bradley and Terry 1952). All K answers to a prompt are in one row: reading
+them once serves K(K-1)/2 comparisons. Ties are dropped. Training sees rankings only, never the
+labeler's gold.
 
     python reward.py            needs out/gpt/ckpt.pt and out/sft/ckpt.pt; about 2 minutes on 2 CPU
                                 cores; orders about 92% of the held-out pairs that differ in
