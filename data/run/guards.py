@@ -25,7 +25,7 @@ def not_finite(numbers):
 
 def doubts(numbers):
     """Sentences about numbers from which nothing can be learned."""
-    if numbers.get("score_std") == 0:
+    if numbers.get("score_std", 1.0) < 1e-6:  # equal scores differ from their mean by rounding
         yield "all answers have the same score: PPO has nothing to learn from"
     if numbers.get("empty") == 1:
         yield "all answers are empty: the reward model judged none of them"
