@@ -455,7 +455,7 @@ def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_b
             torch.nn.init.constant_(self.head.bias, value_bias)
 
     monkeypatch.setattr(gpt, "ScalarGPT", Biased)
-    policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed, beta=beta, steps=150, batch=256, epochs=2, minibatches=2,
+    policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed, beta=beta, steps=120, batch=256, epochs=2, minibatches=2,
                                      lr=3e-3, temperature=1.0, max_new_tokens=3, log_every=50))
     reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", Biased)
