@@ -255,6 +255,7 @@ def test_two_hundred_labels_survive_twenty_kills(out):
     assert kills > 20
 
 
+@pytest.mark.slow
 def test_the_terminal_is_given_back_and_a_second_run_goes_on(out):
     person = Person(out, 300)
     person.read("---- ")

@@ -58,7 +58,7 @@ def learned(tmp_path_factory):
     files.write_jsonl(out / "others.jsonl", [compare(rng, p, 10 ** 6 + n) for n, p in enumerate(asked * 10)])
     others = files.read_comparisons(out / "others.jsonl")
     ordered = reward.evaluate(judge, others, [reward.encode(tokenizer, r, 12) for r in others], "cpu")["accuracy_rankings"]
-    policy, history = ppo.train(ppo.Config(data=str(out / "prompts.jsonl"), steps=60, batch=256, lr=2e-3, max_new_tokens=4, temperature=1.0, **common))
+    policy, history = ppo.train(ppo.Config(data=str(out / "prompts.jsonl"), steps=80, batch=256, lr=2e-3, max_new_tokens=4, temperature=1.0, **common))
     golds = []
     for model in (sft_model, policy):
         answers = sampling.answers(model, tokenizer, [dict(prompt=[dict(role="user", content=p)]) for p in asked * 10], 4)

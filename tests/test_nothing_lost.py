@@ -59,6 +59,7 @@ def test_what_was_made_anew_is_not_mixed_with_what_stands_on_it(file, stage, fla
     module.train(module.Config(out=str(out), mix_runs=True, **small, **flags))
 
 
+@pytest.mark.slow
 def test_models_that_are_named_by_hand_may_stand_side_by_side(pipeline, tmp_path):
     """Reward models of other rankings, a policy that ranks its own answers, a student of PPO's, SFT twice."""
     out, small = tmp_path / "out", dict(prompts=6, test_prompts=6, k=2, max_new_tokens=8)

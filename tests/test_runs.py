@@ -241,6 +241,7 @@ def test_a_person_judges_two_models_blind(pipeline, tmp_path):
     assert "harmless" not in done.stdout[done.stdout.index("\n---- "):]  # the help above may say it
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_own_process_not_that_of_its_parent():
     child = "from data.run.run import peak_memory; grown = b'1' * 300_000_000; print(peak_memory())"
     parent = f"import subprocess, sys; grown = b'1' * 2_000_000_000; print(subprocess.check_output([sys.executable, '-c', {child!r}], text=True))"
