@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 # what goes wrong: (file, the right code, the wrong code)
 MUTATIONS = {
     # log-probabilities and sampling
-    "PAD has a share of the distribution": ("gpt.py", "    no_pad[model.config.pad] = -torch.inf\n", ""),
+    "PAD has a share of the distribution": ("gpt.py", "    bias[model.config.pad] = -torch.inf\n", ""),
     "the temperature is not in the log-probabilities": ("gpt.py", "state[mask] / temperature", "state[mask]"),
     "the temperature is not in the samples": ("gpt.py", 'below = action_logits(model, hidden, temperature).softmax',
         'below = action_logits(model, hidden, 1.0).softmax'),
@@ -36,7 +36,7 @@ MUTATIONS = {
         'pass'),
     "answers go on after their end": ('data/sampling.py', 'alive = alive & (token != config.end) & ',
         'alive = alive & '),
-    "attention sees the future": ("gpt.py", "is_causal=True", "is_causal=False"),
+    "attention sees the future": ("gpt.py", "is_causal=mask is None", "is_causal=False"),
     "dropout is left on": ("gpt.py", "return self.c_proj(y.transpose(1, 2).reshape(B, T, C))", "return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), .1)"),
     "plain generation goes on after the end": ("gpt.py", "alive = alive & (token != config.end) & (lengths", "alive = alive & (lengths"),
     # masks and means
@@ -135,7 +135,7 @@ LAWS = ("test_gpt.py", "test_sft.py", "test_reward.py", "test_ppo.py", "test_par
 
 # Of them, mistakes that must also keep RLHF as a whole from learning.
 FATAL = ("ranks are reversed", "the score is read one token early", "the ratio is upside down", "KL has the wrong sign", "the end token is masked out",
-         "the mask starts one token late", "gradients add up over the steps", "the reference is the policy")
+         "the mask starts one token late", "the reference is the policy")
 
 
 def who_catches(nurseries, mistake, folder, laws=LAWS):
