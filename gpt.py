@@ -167,13 +167,16 @@ class GPT(nn.Module):
             return F.linear(hidden.to(self.wte.weight.dtype), self.wte.weight, bias)
 
     def cross_entropy(self, hidden, token, bias):
-        """-log softmax(logits)[token], in nats: (N, C), (N,), (V,) -> (N,)."""
-        tokens_at_once = rows_at_once(self.config, 1)
-        chunks = nn.LinearCrossEntropyOptions(batch_chunk_size=tokens_at_once)
+        """-log softmax(logits)[token], in nats: (N, C), (N,), (V,) -> (N,).
+
+        Many logits are computed in chunks, and again in backward: (N, V) is never kept.
+        """
+        options, at_once = None, rows_at_once(self.config, 1)
+        if len(token) > at_once:
+            options = nn.LinearCrossEntropyOptions(batch_chunk_size=at_once)
         with full_precision(hidden):
-            return F.linear_cross_entropy(
-                hidden.to(self.wte.weight.dtype), self.wte.weight, token, linear_bias=bias,
-                reduction="none", options=chunks if len(token) > tokens_at_once else None)
+            return F.linear_cross_entropy(hidden.to(self.wte.weight.dtype), self.wte.weight, token,
+                                          linear_bias=bias, reduction="none", options=options)
 
     def forward(self, idx):
         """idx (B, T) -> logits (B, T, V)."""
@@ -242,7 +245,7 @@ def no_pad(model):
 
 
 def action_logits(model, hidden, temperature):
-    """(..., C) -> (..., V): the one distribution that is sampled and scored.
+    """(..., C) -> (..., V): the distribution that is sampled; `token_logprobs` scores by the same.
 
     Dividing the hidden state is cheaper than dividing the logits: C numbers per token, not V.
     """

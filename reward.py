@@ -10,7 +10,7 @@ them once serves K(K-1)/2 comparisons. Ties are dropped. Training sees rankings 
 labeler's gold.
 
     python reward.py            needs out/gpt/ckpt.pt and out/sft/ckpt.pt; about 2 minutes on 2 CPU
-                                cores; orders about 92% of the held-out pairs that differ in
+                                cores; orders about 93% of the held-out pairs that differ in
                                 gold correctly
     python reward.py --label    rank answers yourself; the labels are for --data
 
@@ -244,22 +244,23 @@ def one_row_each(batch, pad_id, device):
     says, and sees the prompt and itself, as `mask` says. last: the place of each answer's last
     token; -1 for no answer.
     """
-    rows, at, owner, last = [], [], [], []
+    rows, owner, last = [], [], []  # owner: the number of a token's answer, 0 in the prompt
     for prompt, answers, _ in batch:
-        row, places, owners, ends = list(prompt), list(range(len(prompt))), [0] * len(prompt), []
+        row, owners, ends = list(prompt), [0] * len(prompt), []
         for k, answer in enumerate(answers, 1):
             row += answer
-            places += range(len(prompt), len(prompt) + len(answer))
             owners += [k] * len(answer)
             ends.append(len(row) - 1 if answer else len(prompt) - 1)
-        for found, one in zip((rows, at, owner, last), (row, places, owners, ends)):
-            found.append(one)
+        rows.append(row)
+        owner.append(owners)
+        last.append(ends)
     idx, _ = gpt.pad(rows, pad_id, device)
-    at, _ = gpt.pad(at, 0, device)
     owner, _ = gpt.pad(owner, -1, device)
     last, _ = gpt.pad(last, -1, device)
-    seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])  # (N, T, T)
-    return idx, at, seen.tril()[:, None], last
+    seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
+    seen = seen.tril()  # (N, T, T)
+    at = (seen.sum(2) - 1) * (owner >= 0)  # a token stands after all that it sees; padding at 0
+    return idx, at, seen[:, None], last
 
 
 # ---- scores --------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ MUTATIONS = {
     "the score is read one token early": ("gpt.py", "self(idx).gather(1, lengths[:, None] - 1)", "self(idx).gather(1, lengths[:, None] - 2)"),
     "the score is read at the last column": ("gpt.py", "return self(idx).gather(1, lengths[:, None] - 1).squeeze(1)", "return self(idx)[:, -1]"),
     "an answer sees the answers before it": ("reward.py", "seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])", "seen = (owner >= -1)[:, None, :]"),
-    "an answer stands after the answers before it": ("reward.py", "            places += range(len(prompt), len(prompt) + len(answer))", "            places += range(len(row) - len(answer), len(row))"),
+    "an answer stands after the answers before it": ("reward.py", "at = (seen.sum(2) - 1) * (owner >= 0)", "at = (owner >= 0).cumsum(1) - 1"),
     "scores are shifted but not scaled": ("reward.py", "    model.head.weight /= std\n    model.head.bias.copy_((model.head.bias - mean) / std)\n", "    model.head.bias -= mean\n"),
     # rewards, advantages
     "the score is added to every token": ("ppo.py", "rewards[torch.arange(len(rewards), device=mask.device), last] += score", "rewards += score[:, None] * mask"),

@@ -132,13 +132,7 @@ def _conversation(rng):
     """Two people talk about one thing; the second question refers back to the first."""
     a, b = rng.sample(HEROES, 2)
     relation, name, value = _any_fact(rng)
-    others = [r for r in FACTS if name in FACTS[r] and r != relation]
-    if others and rng.random() < .7:
-        second, subject = rng.choice(others), name
-        asked = upper(rng.choice(_said("text", FOLLOW_UP[second])))
-    else:
-        second, subject = relation, rng.choice([n for n in FACTS[relation] if n != name])
-        asked = _fill(rng.choice(_said("text", SAME_AGAIN)), subject, relation)
+    second, subject, asked = _ask_further(rng, "text", relation, name)
     return (f'{a} asked: "{_question(rng, "text", relation, name)}" '
             f'{b} said: "{tell(rng, relation, name, value)}" '
             f'{a} asked: "{asked}" '
@@ -153,12 +147,12 @@ def _small_conversation(rng):
         person, group = rng.choice(PEOPLE), rng.choice(GROUPS)
         said = rng.choice(_said("text", SMALL_TALK[topic])), rng.choice(SMALL_TALK[topic][2])
         advice = (rng.choice(_said("text", ASK_KIND)).format(d=deed, p=person),
-                  f"You can {KINDNESSES[deed]} your {person}.")
+                  _answer_kind(rng, dict(relation=deed, subject=person), "good"))
         praise = (rng.choice(_said("text", ASK_PRAISE)).format(g=group),
-                  f"{group} are {' and '.join(rng.sample(PRAISES, 2))}.")
+                  _answer_kind(rng, dict(relation="praise", subject=group), "good"))
         lines.append(rng.choice([said, said, advice, praise]))
     a, b = rng.sample(HEROES, 2)
-    return "\n".join(f'{a}: "{upper(one)}" {b}: "{upper(other)}"' for one, other in lines)
+    return "\n".join(f'{a}: "{upper(one)}" {b}: "{other}"' for one, other in lines)
 
 
 def _story(rng):
@@ -222,7 +216,9 @@ def _said(split, pair):
     """The phrases that a split may use, of (training phrases, held-out phrases); "text" uses both.
     """
     training, held_out = pair[:2]
-    return {"train": training, "text": training + held_out}.get(split, held_out)
+    if split == "text":
+        return training + held_out
+    return training if split == "train" else held_out
 
 
 def _user(content):
@@ -250,20 +246,24 @@ def _known(rng, split):
                 kind="known", subject=name, relation=relation, form=form)
 
 
-def _follow_up(rng, split):
-    """A second turn that leaves out the subject ("and its capital?") or the question ("and
-    Spain?").
+def _ask_further(rng, split, first, name):
+    """What comes after a question -> the relation and the name that are meant, and what is said.
+
+    It leaves out the name ("And its capital?") or the question ("And Spain?").
     """
+    others = [r for r in FACTS if name in FACTS[r] and r != first]
+    if others and rng.random() < .7:
+        relation = rng.choice(others)
+        return relation, name, upper(rng.choice(_said(split, FOLLOW_UP[relation])))
+    other = rng.choice([n for n in FACTS[first] if n != name])
+    return first, other, _fill(rng.choice(_said(split, SAME_AGAIN)), other, first)
+
+
+def _follow_up(rng, split):
     first, name, value = _any_fact(rng)
     turns = [_user(_question(rng, split, first, name)),
              {"role": "assistant", "content": tell(rng, first, name, value)}]
-    others = [r for r in FACTS if name in FACTS[r] and r != first]
-    if others and rng.random() < .7:
-        relation, subject = rng.choice(others), name
-        asked = upper(rng.choice(_said(split, FOLLOW_UP[relation])))
-    else:
-        relation, subject = first, rng.choice([n for n in FACTS[first] if n != name])
-        asked = _fill(rng.choice(_said(split, SAME_AGAIN)), subject, relation)
+    relation, subject, asked = _ask_further(rng, split, first, name)
     return dict(prompt=turns + [_user(asked)], kind="follow-up", subject=subject, relation=relation,
                 form=None)
 
@@ -298,7 +298,7 @@ def _kind(rng, split):
 
 def _small_talk(rng, split):
     topic = rng.choice(list(SMALL_TALK))
-    said = rng.choice(_said(split, SMALL_TALK[topic][:2]))
+    said = rng.choice(_said(split, SMALL_TALK[topic]))
     if topic in ("thanks", "health", "identity") and rng.random() < .3:
         said = rng.choice(_said(split, GREETINGS)) + said
     return dict(prompt=[_user(said)], kind="small talk", subject=None, relation=topic, form=None)
