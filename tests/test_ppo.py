@@ -456,7 +456,7 @@ def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_b
 
     monkeypatch.setattr(gpt, "ScalarGPT", Biased)
     policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed, beta=beta, steps=120, batch=256, epochs=2, minibatches=2,
-                                     lr=3e-3, temperature=1.0, max_new_tokens=3, log_every=50))
+                                     lr=1.5e-3, temperature=1.0, max_new_tokens=3, log_every=50))
     reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", Biased)
     with torch.no_grad():
@@ -465,5 +465,5 @@ def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_b
     optimum = ref * torch.exp(score / beta)
     optimum = optimum / optimum.sum()
     assert ref.sum() > .98  # what is not enumerated hardly exists
-    assert (p - optimum).abs().sum() / 2 < .05
+    assert (p - optimum).abs().sum() / 2 < .03
     assert (ref - optimum).abs().sum() / 2 > .15  # and there was something to learn
