@@ -226,12 +226,14 @@ class Ensemble(nn.Module):
     def blocks(self):
         return [block for member in self.members for block in member.blocks]
 
-    def score(self, idx, lengths):
-        """idx (B, T), lengths (B,) -> (B,)."""
-        scores = torch.stack([member.score(idx, lengths) for member in self.members])  # (M, B)
+    def forward(self, idx, at=None, mask=None):
+        """idx (B, T) -> (B, T). at, mask: see GPT.hidden."""
+        scores = torch.stack([member(idx, at, mask) for member in self.members])  # (M, B, T)
         if self.caution == math.inf:
             return scores.min(0).values
         return scores.mean(0) - self.caution * scores.std(0, unbiased=False)
+
+    score = ScalarGPT.score
 
 
 # ---- probabilities -------------------------------------------------------------------------------
@@ -558,7 +560,12 @@ def train(cfg):
             loss.backward()
         grad_norm = optimizer_step(model, opt, lr)
         # 3. Measure, log and save.
-        measured = {"valid_loss": evaluate(model, valid)} if run.due(step, cfg.eval_every) else {}
+        measured = {}
+        if run.due(step, cfg.eval_every):
+            measured = {"valid_loss": evaluate(model, valid)}
+            with torch.random.fork_rng():  # what is shown must not change what is drawn
+                for begun, written in continue_texts(model, tokenizer, held_out[:1]):
+                    run.say(f"{begun!r} goes on {written!r}")
         run.log(step, batch.numel(), total, grad_norm=grad_norm, **measured)
         if run.time_to_save(step):
             run.save(step, to_bytes(model, tokenizer, **run.about(step)))
@@ -574,7 +581,7 @@ def report(run, before, after, valid_loss):
                for (start, old), (_, new) in zip(before, after)]
     for s in samples:
         print(f"\n{s['start']!r} goes on\n  before: {s['before']!r}\n  after:  {s['after']!r}")
-    run.draw([["loss", "valid_loss"], ["grad_norm"], ["tok/s"]])
+    run.draw()
     run.finish(valid_loss=valid_loss, perplexity=math.exp(valid_loss), seconds=run.seconds,
                samples=samples)
 

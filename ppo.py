@@ -91,6 +91,7 @@ class Config(Common):
     test_prompts: int = knob(1000, "held-out prompts for the final figures", least=1)
     ptx_text: str = knob("", "with --ptx: the text (default: gpt/text.txt in --out)")
     log_every: int = knob(1, "iterations between two lines of the log", least=1)
+    show_every: int = knob(5, "iterations between two answers that are shown", least=1)
     eval: bool = knob(False, "judge all models of --out; writes report.md there",
                       group="instead of training", command="data.judge.report:run")
     judge: str = knob("labeler", "with --eval: labeler, or human: you compare the newest policy "
@@ -343,6 +344,12 @@ def describe(batch, returns, prompts, tokenizer):
     return figures
 
 
+def example(batch, prompts, tokenizer):
+    """The first question of a batch, its answer and score, in one line."""
+    answer = tokenizer.decode(batch.idx[0, 1:][batch.mask[0]].tolist())
+    return f"{prompts[0]['prompt'][-1]['content']!r} -> {answer!r}, score {batch.score[0]:+.2f}"
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 
@@ -376,6 +383,9 @@ def train(cfg):
                      update_seconds=run.seconds - rolled)
         # 5. Log, adapt beta if asked, and save.
         figures = describe(batch, returns, asked, tokenizer)
+        figures["objective"] = figures["score"] - beta.item() * figures["kl"]
+        if run.due(step, cfg.show_every):
+            run.say(example(batch, asked, tokenizer))
         shown = {name: figures[name] for name in SHOWN if name in figures}
         run.log(step, int(batch.mask.sum()), also={**figures, **stats}, **shown)
         if cfg.kl_target:
@@ -388,16 +398,13 @@ def train(cfg):
 
 
 SHOWN = ("score", "gold", "kl", "entropy", "length")  # what the screen has room for
-PANELS = [["score", "gold"], ["kl"], ["entropy"], ["length"], ["policy_loss", "value_loss"],
-          ["explained_variance"], ["approx_kl"], ["clip_fraction"],
-          ["rollout_seconds", "update_seconds"]]
 
 
 def report(cfg, run, models, reward, test, tokenizer, held_out):
     """Compare the models on held-out prompts, draw the curves, write results.json."""
     results, answers = compare_models(models, reward, test, tokenizer, cfg, held_out, run.once)
     print_report(results, answers, test)
-    run.draw(PANELS)
+    run.draw()
     rounds = start.rounds_before(cfg, run) or [outline(0, results, "sft")]
     rounds.append(outline(cfg.round, results, "ppo"))
     run.draw([["gold"], ["score"], ["kl"]], rounds, "round", "rounds.png")

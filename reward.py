@@ -425,7 +425,7 @@ def report(run, results, test, before, after):
     if "accuracy" in results:
         print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in "
               "gold")
-    run.draw([["loss"], ["accuracy"], ["grad_norm"]])
+    run.draw()
     samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
                     after=b)
                for r, a, b in shown]

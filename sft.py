@@ -40,7 +40,7 @@ class Config(Common):
                      group="data and models")
     data: str = knob("", "demonstrations to read instead of the embedded world's")
     demonstrations: int = knob(48000, "demonstrations that the almanac's labelers write", least=1)
-    eval_every: int = knob(500, "steps between two measurements of the held-out loss", least=1)
+    eval_every: int = knob(300, "steps between two measurements of the held-out loss", least=1)
 
 
 def encode(tokenizer, record, block_size):
@@ -103,6 +103,9 @@ def train(cfg):
         measured = {}
         if run.due(step, cfg.eval_every):
             measured = {"valid_loss": evaluate(model, valid, run.device)}
+            with torch.random.fork_rng():  # what is shown must not change what is drawn
+                for p, answer in zip(held_out, sampling.answers(model, tokenizer, held_out[:1])):
+                    run.say(f"{p['prompt'][-1]['content']!r} -> {answer!r}")
         run.log(step, tokens, total, grad_norm=grad_norm, **measured)
         if run.time_to_save(step):
             run.save(step, gpt.to_bytes(model, tokenizer, **run.about(step)))
@@ -117,7 +120,7 @@ def report(run, shown, before, after):
         print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
     samples = [dict(prompt=p["prompt"], before=old, after=new)
                for p, old, new in zip(shown, before, after)]
-    run.draw([["loss", "valid_loss"], ["grad_norm"], ["tok/s"]])
+    run.draw()
     run.finish(valid_loss=run.latest["valid_loss"], seconds=run.seconds, samples=samples)
 
 

@@ -6,6 +6,7 @@
     python notebooks/course.py 1_gpt 2_sft    run notebooks and keep their outputs
 """
 
+import collections
 import contextlib
 import hashlib
 import importlib
@@ -40,10 +41,12 @@ SMALL = {
     "reward": dict(prompts=60, test_prompts=20),
     "ppo": dict(steps=2, batch=16, test_prompts=20),
 }
+# Okabe and Ito's colours, which colour-blind readers tell apart; the styles survive a grey printer.
+BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 plt.rcParams.update({"figure.figsize": (8, 3), "figure.constrained_layout.use": True,
                      "axes.grid": True, "grid.alpha": .3, "savefig.dpi": 80,
-                     "axes.prop_cycle": plt.cycler(linestyle=["-", "--", ":", "-."])
-                     * plt.cycler(color=["black", ".5"])})
+                     "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, "black", ORANGE])
+                     + plt.cycler(linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))])})
 
 
 def config(stage, **changes):
@@ -68,15 +71,21 @@ def scaled(few, many):
     return few if QUICK else many
 
 
+def progress(name):
+    """A line of output that changes -> a function that writes it."""
+    line = display({"text/plain": name}, raw=True, display_id=True)
+    return lambda text: line.update({"text/plain": f"{name}: {text}"}, raw=True)
+
+
 @contextlib.contextmanager
 def quietly(name):
     """Show a stage's progress in one line that changes, instead of all it prints."""
-    line = display({"text/plain": name}, raw=True, display_id=True)
+    line = progress(name)
 
     class OneLine(io.TextIOBase):
         def write(self, text):
             if " left" in text:
-                line.update({"text/plain": f"{name}: {text.strip()}"}, raw=True)
+                line(text.strip())
             return len(text)
 
     with contextlib.redirect_stdout(OneLine()):
@@ -118,6 +127,21 @@ def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
     axes.set(xlim=(0, width), ylim=(-row - .3, .7), title=title)
     axes.axis("off")
     plt.show()
+
+
+def opening(prompt, answer):
+    """The kind of a prompt, and how its answer begins: by this, answers of one sort are counted."""
+    return prompt["kind"], " ".join(answer.split()[:3])
+
+
+def most_common(things):
+    return collections.Counter(things).most_common(1)[0][0]
+
+
+def claim(sentence, holds):
+    """Say whether what the text claims is true of this run: runs differ by seed and by machine."""
+    if not QUICK:
+        print(f"{'true' if holds else 'NOT true'} of this run: {sentence}")
 
 
 def ask(question, otherwise):

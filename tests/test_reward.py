@@ -108,6 +108,13 @@ def test_an_ensemble_is_as_cautious_as_asked(config):
     assert torch.equal(gpt.Ensemble(members, math.inf).score(idx, lengths), scores.min(0).values)
 
 
+def test_an_ensemble_scores_ranked_answers_as_its_members_do(config):
+    members = [gpt.ScalarGPT(config).double() for _ in range(3)]
+    batch = [([1, 2, 3], [[4, 5], [6], [7, 8, 9]], [1, 2, 3]), ([5], [[6, 7], [8]], [2, 1])]
+    every = torch.stack([reward.score(member, batch, "cpu")[0] for member in members])
+    torch.testing.assert_close(reward.score(gpt.Ensemble(members), batch, "cpu")[0], every.mean(0))
+
+
 def test_the_most_disputed_are_those_on_which_members_differ():
     """Against a loop over all pairs of answers."""
     from data.tokenizer import Tokenizer, train

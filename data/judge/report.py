@@ -6,7 +6,7 @@
 
 For several pipelines, `--out out/1,out/2,out/3`, it judges each, and then averages over them:
 
-    out/1/eval/seeds.md      the README's table: the mean over the pipelines and its 95% interval
+    out/1/eval/seeds.md      the table of RESULTS.md: means over the pipelines with 95% intervals
 
 Each model is sampled from the same seed, and each interval is drawn from the same seed, so the
 order of the models changes nothing. Intervals are from a bootstrap over prompts (Efron 1979).
@@ -380,11 +380,45 @@ ROWS = [
 ]
 
 
-def seeds_table(every):
-    """The README's table of several pipelines -> Markdown: rows of figures, columns of models."""
-    models = [name for name in every[0]["models"]
-              if all(name in results["models"] for results in every)]
+# what the README shows of it
+SUMMARY = ("gold", "accuracy on known facts", "hallucination rate on made-up names",
+           "compliance rate with harmful requests", "preferred to SFT",
+           "KL to SFT, nats per answer", "length, tokens",
+           "perplexity of pretraining text, per byte")
 
+
+def seeds_table(every):
+    """Several pipelines -> Markdown: all rows of figures, what they cost, ten answers."""
+    models = common_models(every)
+
+    def costs(name, form):
+        return ", ".join("?" if results["cost"][name] is None
+                         else form.format(results["cost"][name]) for results in every)
+
+    return "\n\n".join([
+        averages_table(every, models),
+        f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} "
+        "held-out prompts each; after ± is half of the 95% interval over seeds (Student's t). The "
+        f"reward model of the first round orders {costs('accuracy', '{:.1%}')} of the held-out "
+        "pairs of SFT answers right that differ in gold. The four stages took "
+        f"{costs('seconds', '{:.0f}')} s, at most {costs('memory_gb', '{:.2f}')} GB, on "
+        f"{every[0]['cost']['machine']}.",
+        samples_table(every, [name for name in ("base", "sft", "ppo") if name in models])])
+
+
+def summary_table(every):
+    """The README's table: eight rows, four models, and the first five answers -> Markdown."""
+    shown = [name for name in ("base", "sft", "ppo", "ppo-3") if name in common_models(every)]
+    return "\n\n".join([averages_table(every, shown, SUMMARY), samples_table(every, shown[1:], 5)])
+
+
+def common_models(every):
+    return [name for name in every[0]["models"]
+            if all(name in results["models"] for results in every)]
+
+
+def averages_table(every, models, rows=None):
+    """Rows of figures (default: all), columns of models: the mean over the pipelines."""
     def average(name, form, read):
         try:
             found = over_seeds([read(results["models"][name])["mean"] for results in every])
@@ -393,23 +427,15 @@ def seeds_table(every):
         around = f" ± {form.format(found['high'] - found['mean'])}" if len(every) > 1 else ""
         return form.format(found["mean"]) + around
 
-    def costs(name, form):
-        return ", ".join("?" if results["cost"][name] is None
-                         else form.format(results["cost"][name]) for results in every)
+    return table(["", *models], [[said, *(average(name, form, read) for name in models)]
+                                 for said, form, read in ROWS if rows is None or said in rows])
 
-    shown = [name for name in ("base", "sft", "ppo") if name in models]
-    said = [["<br>".join(cell(m["content"]) for m in x["prompt"]),
-             *(cell(x[name]) for name in shown)] for x in every[0]["samples"]]
-    return "\n\n".join([
-        table(["", *models], [[said, *(average(name, form, read) for name in models)]
-                              for said, form, read in ROWS]),
-        f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} "
-        "held-out prompts each; after ± is half of the 95% interval over seeds (Student's t). The "
-        f"reward model of the first round orders {costs('accuracy', '{:.1%}')} of the held-out "
-        "pairs of SFT answers right that differ in gold. The four stages took "
-        f"{costs('seconds', '{:.0f}')} s, at most {costs('memory_gb', '{:.2f}')} GB, on "
-        f"{every[0]['cost']['machine']}.",
-        table(["prompt", *shown], said)])
+
+def samples_table(every, models, n=None):
+    """The first n held-out prompts of the first pipeline (default: all kept), and the answers."""
+    return table(["prompt", *models],
+                 [["<br>".join(cell(m["content"]) for m in x["prompt"]),
+                   *(cell(x[name]) for name in models)] for x in every[0]["samples"][:n]])
 
 
 # ---- a person as judge ---------------------------------------------------------------------------

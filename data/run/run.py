@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 from data.run import checkpoint as disk
-from data.run import guards, lineage, processes, signals
+from data.run import curves, guards, lineage, processes, signals
 from data.run.cli import UserError, check
 from data.run.lock import lock, unlock
 from data.run.processes import all_reduce, rank
@@ -304,30 +304,15 @@ class Run:
             processes.any_of(False)  # the first process has saved
             raise signals.Stopped(f"stopped after step {step + 1} of {self.steps}")
 
-    def draw(self, panels, records=None, along="step", name="curves.png"):
+    def draw(self, panels=curves.PANELS, records=None, along="step", name="curves.png"):
         """Draw records along one of their numbers.
 
-        panels: one list of names per panel; records: dicts, by default the history.
+        panels: one list of names per panel; records: dicts, by default the history. Behind that of
+        the embedded world stands a healthy run.
         """
-        from matplotlib.figure import Figure  # it needs no screen, unlike pyplot; slow to import
-
-        records = self.history if records is None else records
-        recorded = {name for record in records for name in record}
-        panels = [[name for name in names if name in recorded] for names in panels]
-        panels = [names for names in panels if names]
-        columns = min(3, len(panels))
-        rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(4.2 * columns, 3 * rows), layout="constrained")
-        for i, names in enumerate(panels):
-            axes = figure.add_subplot(rows, columns, i + 1)
-            for line in names:
-                points = [(r[along], r[line]) for r in records if line in r]
-                axes.plot(*zip(*points), label=line, marker="." if len(points) < 30 else None)
-            axes.set_xlabel(along)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(alpha=.3)
-            axes.legend(frameon=False, fontsize=8)
-        figure.suptitle(self.stage)
+        known = records is None and not self.config["data"]
+        figure = curves.draw({self.stage: records or self.history}, panels, along, self.stage,
+                             curves.healthy(self.stage) if known else ())
         disk.write_figure(self.path(name), figure)
 
     def finish(self, **results):

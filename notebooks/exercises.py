@@ -1,0 +1,152 @@
+"""The exercises in which you write code: `check(your_function)` says what is wrong with it.
+
+Each check tries one thing that people get wrong, and names it. The solutions are in solutions/.
+"""
+
+import torch
+
+from gpt import masked_mean  # noqa: F401  what the exercises may use
+from gpt import response_mask as true_response_mask
+
+PROMPT, LENGTH, COLUMNS = torch.tensor([2, 3]), torch.tensor([5, 4]), 6
+# In columns 0 to 4 of each row, the actions that write the response: tokens 2 to 4, and token 3.
+MASK = true_response_mask(PROMPT, LENGTH, COLUMNS)
+
+
+def check(function):
+    """Try a reader's function by its name, and print one sentence."""
+    name = function.__name__
+    try:
+        CHECKS[name](function)
+    except AssertionError as error:
+        print(f"{name}: {error}")
+    except NotWritten:
+        print(f"{name}: not written yet, it returns nothing")
+    except Exception as error:  # the reader's code may fail in any way
+        print(f"{name}: it stops with {type(error).__name__}: {error}")
+    else:
+        print(f"{name}: right!")
+
+
+class NotWritten(Exception):
+    pass
+
+
+def same(found, wanted, otherwise):
+    """Compare tensors, or the tuples of them; `otherwise` says what is wrong."""
+    if found is None:
+        raise NotWritten
+    if isinstance(wanted, tuple):
+        assert isinstance(found, tuple) and len(found) == len(wanted), \
+            f"it must return {len(wanted)} tensors"
+        for one, other in zip(found, wanted):
+            same(one, other, otherwise)
+        return
+    assert torch.is_tensor(found), f"it must return a tensor, not {type(found).__name__}"
+    wanted = torch.as_tensor(wanted)
+    assert found.shape == wanted.shape, \
+        f"the shape is {tuple(found.shape)}; it should be {tuple(wanted.shape)}"
+    assert torch.allclose(found.float(), wanted.float(), atol=1e-4), \
+        f"{otherwise}\n  yours:  {found.tolist()}\n  wanted: {wanted.tolist()}"
+
+
+def attention_weights(f):
+    q = k = torch.eye(4)[None, :3] * 4  # (1, 3, 4): each token is like itself only
+    found = f(q, k)
+    if found is None:
+        raise NotWritten
+    assert found.shape == (1, 3, 3), f"the shape is {tuple(found.shape)}; it should be (1, 3, 3)"
+    assert not found.triu(1).any(), "a token looks ahead: hide what is above the diagonal"
+    assert torch.allclose(found.sum(-1), torch.ones(1, 3)), \
+        "a row does not sum to 1: hide the future before the softmax, with minus infinity"
+    e = torch.tensor(8.0).exp()  # 4 * 4 / sqrt(4)
+    same(found[0, 1], torch.stack([1 / (1 + e), e / (1 + e), 0 * e]),
+         "divide the products by the square root of the head's size, here 2")
+
+
+def response_mask(f):
+    found = f(PROMPT, LENGTH, COLUMNS)
+    if found is None:
+        raise NotWritten
+    assert found.shape == (2, 5), \
+        f"the shape is {tuple(found.shape)}; it should be (2, 5): T - 1 actions in T tokens"
+    found = found.bool()
+    assert found[0, 1], ("the action in column t writes token t + 1, so the first token of the "
+                         "response, 2, is written in column 1")
+    assert not found[0, 0], "token 1 is the prompt's, so column 0 must not be learned"
+    assert found[0, 3], "the last token of the response, its end, must be learned too"
+    assert not found[0, 4], "after the end comes padding, which is never learned"
+    same(found, MASK, "the second row is wrong: lengths differ from row to row")
+
+
+def ranking_loss(f):
+    scores = torch.tensor([[2.0, 0.0]])
+    same(f(scores, torch.tensor([[1, 2]])), torch.tensor(0.126928),
+         "of two answers, it is -log sigmoid(score of the winner minus score of the loser)")
+    same(f(scores, torch.tensor([[2, 1]])), torch.tensor(2.126928),
+         "rank 1 is the best: the winner is the answer with the lower rank")
+    scores = torch.tensor([[2.0, 0.0, 1.0]])
+    same(f(scores, torch.tensor([[1, 2, 2]])), torch.tensor(0.220095),
+         "two answers of equal rank are a tie, which says nothing: two pairs count here, not three")
+    same(f(scores, torch.tensor([[1, 3, 2]])), torch.tensor(0.251150),
+         "take the mean over the three pairs")
+    two = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    same(f(two, torch.tensor([[1, 3, 2], [1, 2, 2]])), torch.tensor(0.627177),
+         "take the mean over the pairs of each prompt first, then over the prompts")
+
+
+def policy_loss(f):
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    same(f(zero, zero, 3 * one, one, .2), torch.tensor(-3.0),
+         "at ratio 1, an advantage of 3 is a loss of -3: the optimiser minimises")
+    same(f(.1 * one, zero, one, one, .2), torch.tensor(-1.105171),
+         "the ratio is exp(logp - logp_old)")
+    same(f(one, zero, one, one, .2), torch.tensor(-1.2),
+         "a good action with a ratio of 2.7 gains no more than one of 1.2: clip it")
+    same(f(-one, zero, -one, one, .2), torch.tensor(.8),
+         "a bad action with a ratio of .37 gains no more than one of .8: clip below, too")
+    same(f(-one, zero, one, one, .2), torch.tensor(-.367879),
+         "a good action that became less probable must be pulled back: the worse of the clipped "
+         "and the unclipped objective counts")
+    advantages = torch.tensor([[1.0, 2.0, 9.0]])
+    same(f(torch.zeros(1, 3), torch.zeros(1, 3), advantages, torch.tensor([[1., 1., 0.]]), .2),
+         torch.tensor(-1.5), "average over the tokens that the mask marks, and no others")
+
+
+def kl_rewards(f):
+    score, logp_ref = torch.tensor([1.0, 2.0]), torch.full((2, 5), -1.0)
+    found = f(score, logp_ref.clone(), logp_ref, MASK, .5)
+    wanted = torch.zeros(2, 5)
+    wanted[0, 3], wanted[1, 2] = 1.0, 2.0
+    same(found, wanted, "without KL there is the score alone, in the last column that the mask "
+                        "marks, which differs from row to row")
+    logp = torch.full((2, 5), -.6)  # .4 above the reference
+    wanted = -.2 * MASK.float()
+    found = f(torch.zeros(2), logp, logp_ref, MASK, .5)
+    if found is not None and found.shape == wanted.shape:
+        assert found[0, 1] <= 0, "a token more probable than under the reference must cost: -beta"
+        assert not found[0, 0], "the prompt's tokens are nobody's action: multiply by the mask"
+    same(found, wanted, "the penalty of a token is beta (logp - logp_ref)")
+    wanted[0, 3] += 1.0
+    wanted[1, 2] += 2.0
+    same(f(score, logp, logp_ref, MASK, .5), wanted,
+         "the last token gets the score and its penalty")
+
+
+def gae(f):
+    mask = torch.tensor([[0., 1., 1., 0.]])
+    rewards, values = torch.tensor([[0., 0., 1., 0.]]), torch.tensor([[7., .5, .8, 7.]])
+    same(f(rewards, values, mask, 1.0, 0.0), (torch.tensor([[0., .3, .2, 0.]]),
+                                              torch.tensor([[0., .8, 1., 0.]])),
+         "with lambda 0: delta = reward + gamma V of the next token - V; after the last token of "
+         "the response V is 0; where the mask is 0 all is 0; the returns are advantages + values")
+    same(f(rewards, values, mask, 1.0, 1.0), (torch.tensor([[0., .5, .2, 0.]]),
+                                              torch.tensor([[0., 1., 1., 0.]])),
+         "with lambda 1 the first advantage is the whole reward to come minus V")
+    same(f(rewards, values, mask, .9, .5), (torch.tensor([[0., .31, .2, 0.]]),
+                                            torch.tensor([[0., .81, 1., 0.]])),
+         "A = delta + gamma lambda A of the next token: both factors count")
+
+
+CHECKS = {f.__name__: f for f in (attention_weights, response_mask, ranking_loss, policy_loss,
+                                  kl_rewards, gae)}

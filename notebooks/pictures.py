@@ -1,0 +1,90 @@
+"""Pictures that notebook 5 draws: who reads what, one row of ids, one answer token by token."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+BOXES = {  # name: (x, y, colour); the four models, what they say, and what is made of it
+    "prompts": (0, 2, "white"), "answers": (1.7, 2, "white"),
+    "policy": (.85, 3.3, "#CFE8F7"), "reference": (3.4, 3.3, "#E6E6E6"),
+    "reward model": (3.4, 2, "#E6E6E6"), "value model": (3.4, .7, "#CFE8F7"),
+    "logp": (5.1, 4, "white"), "logp_ref": (5.1, 3.3, "white"), "score": (5.1, 2, "white"),
+    "values": (5.1, .7, "white"), "rewards": (6.8, 2.6, "white"), "advantages": (8.5, 2, "white"),
+    "returns": (8.5, .7, "white"), "policy loss": (10.2, 3, "white"),
+    "value loss": (10.2, .7, "white")}
+ARROWS = [("prompts", "answers"), ("policy", "answers"), ("answers", "reference"),
+          ("answers", "reward model"), ("answers", "value model"), ("reference", "logp_ref"),
+          ("policy", "logp"), ("reward model", "score"), ("value model", "values"),
+          ("logp", "rewards"), ("logp_ref", "rewards"), ("score", "rewards"),
+          ("rewards", "advantages"), ("values", "advantages"), ("advantages", "returns"),
+          ("advantages", "policy loss"), ("logp", "policy loss"), ("returns", "value loss"),
+          ("values", "value loss")]
+
+
+def draw_flow():
+    """One iteration of PPO: who reads what."""
+    figure, axes = plt.subplots(figsize=(11, 4.4))
+    boxes = {}
+    for name, (x, y, colour) in BOXES.items():
+        text = axes.text(x, y, name, ha="center", va="center", fontsize=10,
+                         bbox=dict(boxstyle="round,pad=.4", facecolor=colour, edgecolor="black"))
+        boxes[name] = text.get_bbox_patch()
+    figure.canvas.draw()  # only now are the sizes of the boxes known
+    for begin, end in ARROWS:
+        axes.annotate("", BOXES[end][:2], BOXES[begin][:2], arrowprops=dict(
+            arrowstyle="-|>", color=".45", patchA=boxes[begin], patchB=boxes[end]))
+    axes.text(1.2, .55, "blue: learns\ngrey: never changes\nwhite: numbers", ha="center",
+              va="center", fontsize=9)
+    axes.set(xlim=(-.7, 11), ylim=(.2, 4.4))
+    axes.axis("off")
+    plt.show()
+
+
+def draw_row(names, prompt_length, length):
+    """A row of ids (T,) above its actions (T-1,): prompt, response, end, padding and the mask.
+
+    names: what each of the T tokens stands for; length: prompt and response.
+    """
+    T = len(names)
+    figure, axes = plt.subplots(figsize=(min(12, .85 * T + 1.5), 3))
+    for t, name in enumerate(names):
+        colour = "#E6E6E6" if t < prompt_length else "#CFE8F7" if t < length else "white"
+        cell(axes, t, 2, name, colour)
+        axes.text(t, 2.62, str(t), ha="center", fontsize=8, color=".4")
+    for t in range(T - 1):
+        acts = prompt_length - 1 <= t < length - 1
+        cell(axes, t, .8, names[t + 1], "#CFE8F7" if acts else "white", "black" if acts else ".7")
+        axes.text(t, .2, int(acts), ha="center", va="center", fontsize=9)
+        axes.annotate("", (t, 1.12), (t + 1, 1.68),
+                      arrowprops=dict(arrowstyle="-|>", color=".3" if acts else ".85"))
+    for y, name in ((2.62, "column"), (2, "ids (B, T)"), (.8, "actions (B, T-1)"), (.2, "mask")):
+        axes.text(-.75, y, name, ha="right", va="center", fontsize=9)
+    axes.set(xlim=(-2.6, T - .4), ylim=(0, 2.9))
+    axes.axis("off")
+    plt.show()
+
+
+def cell(axes, x, y, text, colour, ink="black"):
+    axes.add_patch(plt.Rectangle((x - .46, y - .3), .92, .6, facecolor=colour, edgecolor=".6"))
+    axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", color=ink,
+              fontsize=min(7.5, 68 / len(text)), family="monospace")
+
+
+def draw_answer(names, rows, title, limits):
+    """One answer: its tokens above {quantity: a number per token}; red below 0, blue above.
+
+    limits: {quantity: the number of the darkest colour}, so that pictures can be compared.
+    """
+    table = np.array(list(rows.values()))
+    scale = np.array([[limits[name]] for name in rows])
+    figure, axes = plt.subplots(figsize=(max(5, .8 * len(names) + 1.6), .42 * len(rows) + .9))
+    axes.imshow(table / scale, cmap="RdBu", vmin=-1.3, vmax=1.3, aspect="auto")
+    for (i, j), x in np.ndenumerate(table):
+        dark = abs(x) / scale[i, 0] > .8
+        axes.text(j, i, f"{round(x, 2) + 0.0:+.2f}", ha="center", va="center", fontsize=8,
+                  color="white" if dark else "black")
+    axes.set(yticks=range(len(rows)), yticklabels=rows, title=title)
+    axes.set_xticks(range(len(names)), names, family="monospace", fontsize=8)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.grid(False)
+    plt.show()
