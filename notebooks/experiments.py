@@ -1,11 +1,14 @@
 """The long sweeps behind the README's tables and pictures, one command each.
 
     python -m notebooks.experiments options OUT ...            PPO's options, a PPO run each
+    python -m notebooks.experiments details OUT ...            what is always on, taken away
     python -m notebooks.experiments rounds OUT ...             what further rounds brought
     python -m notebooks.experiments feedback OUT ...           what feedback buys: RM and PPO each
     python -m notebooks.experiments ensembles OUT ...          several reward models
     python -m notebooks.experiments best_of_n OUT ...          the baseline without training
     python -m notebooks.experiments overoptimisation OUT ...   how far to trust a reward model
+    python -m notebooks.experiments story OUT                  the README's picture of all rounds
+    python -m notebooks.experiments healthy OUT                the run behind a reader's curves
 
 OUT is the folder of a finished pipeline (--out of the four stages): out/1 out/2 out/3. Each prints
 a Markdown table and writes its figures, and its picture if there is one, beside the first pipeline,
@@ -13,6 +16,7 @@ in experiments/. Finished runs are kept: a second call continues.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -21,6 +25,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,6 +37,7 @@ from data import sampling, start
 from data.files import records as files
 from data.judge import answers as judging
 from data.judge.figures import markdown, read_results
+from data.run import curves as drawn
 from data.run.checkpoint import write_figure
 from data.run.cli import UserError
 from data.run.run import in_round, time_left
@@ -49,6 +55,8 @@ class Trial:
     ppo: dict = field(default_factory=dict)
     # pipeline folder -> records to learn the reward model from; None: its own
     comparisons: object = None
+    # what of the code is replaced meanwhile: "module.name" -> value
+    patch: dict = field(default_factory=dict)
 
 
 FIGURES = {
@@ -110,7 +118,10 @@ def run(trial, root, experiment, figures):
     changes = {name: value.format(root=root) if isinstance(value, str) else value
                for name, value in trial.ppo.items()}
     if not (out / "ppo" / "results.json").exists():
-        ppo.train(ppo.Config(**common, **changes))
+        with contextlib.ExitStack() as patched:
+            for target, new in trial.patch.items():
+                patched.enter_context(mock.patch(target, new))
+            ppo.train(ppo.Config(**common, **changes))
     results = dict(ppo=json.loads((out / "ppo" / "results.json").read_text()),
                    log=[json.loads(line) for line in open(out / "ppo" / "log.jsonl")])
     if "RM accuracy" in figures:
@@ -165,6 +176,59 @@ OPTIONS = [
 def options(roots):
     return sweep(OPTIONS, roots, "options",
                  ["gold", "preferred to SFT", "KL, nats", "loss on pretraining text"])
+
+
+# ---- implementation details ----------------------------------------------------------------------
+# Those that are always on, taken away one at a time.
+
+
+def constant_rate(models, opt, lr, step=gpt.optimizer_step):
+    return step(models, opt, opt.defaults["lr"])
+
+
+def optimizer_of_adam(model, lr, weight_decay=0.0, eps=1e-8, make=gpt.optimizer):
+    return make(model, lr, weight_decay)
+
+
+def only_masked(x, mask, shift_mean=True):
+    return x * mask
+
+
+def models_with(change, models=start.ppo_models):
+    """ppo_models, but the value model is changed before training."""
+    def changed(cfg, run):
+        policy, reference, rm, value, tokenizer = models(cfg, run)
+        change(value)
+        return policy, reference, rm, value, tokenizer
+    return changed
+
+
+def empty_head(value):
+    torch.nn.init.zeros_(value.head.weight)
+
+
+def random_trunk(value):
+    value.load_state_dict(gpt.ScalarGPT(value.config).state_dict())
+
+
+DETAILS = [
+    Trial("default", SHORT),
+    Trial("no clipping of ratio and values", dict(SHORT, clip=1e6)),
+    Trial("lambda 1: Monte Carlo", dict(SHORT, lam=1.0)),
+    Trial("lambda 0.8", dict(SHORT, lam=.8)),
+    Trial("one step per batch, four times as large a minibatch", dict(SHORT, minibatches=1)),
+    Trial("constant learning rate", SHORT, patch={"gpt.optimizer_step": constant_rate}),
+    Trial("advantages not whitened", SHORT, patch={"ppo.whiten": only_masked}),
+    Trial("Adam's epsilon 1e-8", SHORT, patch={"gpt.optimizer": optimizer_of_adam}),
+    Trial("value head starts at zero", SHORT,
+          patch={"data.start.ppo_models": models_with(empty_head)}),
+    Trial("value model starts random", SHORT,
+          patch={"data.start.ppo_models": models_with(random_trunk)}),
+]
+
+
+def details(roots):
+    return sweep(DETAILS, roots, "details", ["gold", "preferred to SFT", "KL, nats"])
 
 
 # ---- rounds --------------------------------------------------------------------------------------
@@ -248,9 +312,10 @@ def draw(roots, experiment, along, xs, lines, log=True):
     figure = Figure(figsize=(4.2 * len(lines), 3.2), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(lines), squeeze=False)[0],
                                     lines.items()):
-        axes.plot(xs, [statistics.mean(v) for v in values], "k-")
+        if name != "proxy":  # of another reward model in each round: not one line
+            axes.plot(xs, [statistics.mean(v) for v in values], color=drawn.COLOURS[0])
         for x, v in zip(xs, values):
-            axes.plot([x] * len(v), v, "ko", fillstyle="none", markersize=4)
+            axes.plot([x] * len(v), v, "o", color=drawn.COLOURS[0], fillstyle="none", markersize=4)
         if log:
             axes.set_xscale("log", base=2)
         axes.set_xticks(xs, [str(x) for x in xs])
@@ -426,30 +491,71 @@ def overoptimisation(roots):
 
 
 def draw_overoptimisation(roots, laid):
-    """Proxy and gold against sqrt(KL), a column per reward model; below, the residuals of the laws.
-    """
+    """Proxy and gold against sqrt(KL), a column per reward model."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    panels = figure.subplots(3, len(JUDGES), sharex="col", sharey="row", squeeze=False)
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    panels = figure.subplots(2, len(JUDGES), sharex="col", sharey="row", squeeze=False)
     names = list(dict.fromkeys(name for _, name in laid))
-    styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
     for column, judge in zip(panels.T, JUDGES):
-        rows = {name: x for (of, name), x in laid.items() if of == judge}
-        for name, (points, fits) in rows.items():
-            d, proxy, gold = points.T
+        for name, (points, _) in ((name, x) for (of, name), x in laid.items() if of == judge):
             i = names.index(name)
-            alpha, beta, _ = fits["best of N" if name == "best of N" else "RL"]
-            law = d * (alpha - beta * (d if name == "best of N" else np.log(d.clip(1e-3))))
-            for axes, y in zip(column, (proxy, gold, gold - gold[0] - law)):
-                axes.plot(d, y, color=str(.12 * i), linestyle=styles[i], label=name)
+            for axes, y in zip(column, points.T[1:]):
+                axes.plot(points.T[0], y, label=name, color=drawn.COLOURS[i % 5],
+                          linestyle=drawn.STYLES[i % 5])
                 axes.grid(alpha=.3)
         column[0].set_title(f"reward model of {judge}")
-        column[0].legend(frameon=False, fontsize=8)
         column[-1].set_xlabel("sqrt(KL to the SFT model)")
     for axes, label in zip(panels[:, 0], ("proxy: the reward model's score",
-                                          "gold: the labeler's score", "gold less the law")):
+                                          "gold: the labeler's score")):
         axes.set_ylabel(label)
+    figure.legend(*panels[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                  frameon=False, fontsize=9)
     write_figure(roots[0] / "experiments" / "overoptimisation.png", figure)
+
+
+# ---- the README's picture, and the run that stands behind a reader's -----------------------------
+
+
+def log_of(root, stage):
+    return [json.loads(line) for line in open(root / stage / "log.jsonl")]
+
+
+def story(roots):
+    """Score, gold and KL over the iterations of all rounds of the first pipeline: story.png."""
+    from matplotlib.figure import Figure
+    rounds, first = [], 0
+    while (folder := roots[0] / in_round("ppo", len(rounds) + 1)).exists():
+        log = log_of(roots[0], folder.name)
+        rounds.append({name: [r[name] for r in log] for name in ("score", "gold", "kl")})
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, log in enumerate(rounds):
+        steps = range(first + 1, first + len(log["kl"]) + 1)
+        for axes, name, n in ((left, "score", 0), (left, "gold", 1), (right, "kl", 2)):
+            axes.plot(steps, log[name], color=drawn.COLOURS[n], linestyle=drawn.STYLES[n],
+                      label=None if i else name)
+        for axes in (left, right):
+            axes.axvline(first + .5, color=".8")
+            axes.text(first + 1, 1, f"round {i + 1}", transform=axes.get_xaxis_transform(),
+                      va="bottom", fontsize=9)
+        first += len(log["kl"])
+    left.legend(frameon=False, loc="lower right")
+    left.set(xlabel="iteration of PPO", ylabel="score and gold")
+    right.set(xlabel="iteration of PPO", ylabel="KL, nats per answer", ylim=(0, None))
+    write(roots, "story", dict(rounds=rounds))
+    write_figure(roots[0] / "experiments" / "story.png", figure)
+    return {f"round {i}": {name: [values[-1]] for name, values in log.items()}
+            for i, log in enumerate(rounds, start=1)}
+
+
+def healthy(roots):
+    """Keep the logs of a pipeline with the defaults: curves.png shows them behind a reader's."""
+    found = {stage: [{name: round(value, 4) for name, value in record.items()
+                      if name not in ("seconds", "tok/s", "rollout_seconds", "update_seconds")}
+                     for record in log_of(roots[0], stage)]
+             for stage in ("gpt", "sft", "reward", "ppo")}
+    drawn.HEALTHY.write_text(json.dumps(found) + "\n")
+    return {stage: {"lines": [len(log)]} for stage, log in found.items()}
 
 
 if __name__ == "__main__":
@@ -457,7 +563,8 @@ if __name__ == "__main__":
                                      allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n,
-                       overoptimisation=overoptimisation, rounds=rounds)
+                       overoptimisation=overoptimisation, rounds=rounds, details=details,
+                       story=story, healthy=healthy)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
     parser.add_argument("pipelines", nargs="+", type=Path,
                         help="folders of finished pipelines (--out of the stages)")
