@@ -54,8 +54,8 @@ class Config(Common):
                       command="data.people.chat:converse")
     export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
                        command="data.start:export_checkpoint")
-    ckpt: str = knob("", "with --chat and --export: the checkpoint (default: the newest policy in "
-                         "--out)")
+    ckpt: str = knob("", "with --chat and --export: the checkpoint (default: the one in --out that "
+                         "was written last, reward models aside)")
     temperature: float = knob(0.7, "with --chat: 0 is greedy, 1 samples as the model was trained",
                               least=0)
     max_new_tokens: int = knob(40, "with --chat: the longest answer", least=1)

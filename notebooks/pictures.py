@@ -9,7 +9,7 @@ BOXES = {  # name: (x, y, colour); the four models, what they say, and what is m
     "reward model": (3.4, 2, "#E6E6E6"), "value model": (3.4, .7, "#CFE8F7"),
     "logp": (5.1, 4, "white"), "logp_ref": (5.1, 3.3, "white"), "score": (5.1, 2, "white"),
     "values": (5.1, .7, "white"), "rewards": (6.8, 2.6, "white"), "advantages": (8.5, 2, "white"),
-    "returns": (8.5, .7, "white"), "policy loss": (10.2, 3, "white"),
+    "returns": (8.5, 1.25, "white"), "policy loss": (10.2, 3, "white"),
     "value loss": (10.2, .7, "white")}
 ARROWS = [("prompts", "answers"), ("policy", "answers"), ("answers", "reference"),
           ("answers", "reward model"), ("answers", "value model"), ("reference", "logp_ref"),
@@ -22,7 +22,9 @@ ARROWS = [("prompts", "answers"), ("policy", "answers"), ("answers", "reference"
 
 def draw_flow():
     """One iteration of PPO: who reads what."""
-    figure, axes = plt.subplots(figsize=(11, 4.4))
+    figure = plt.figure(figsize=(11, 4.4), layout="none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-.7, 11), ylim=(.2, 4.4))
+    axes.axis("off")
     boxes = {}
     for name, (x, y, colour) in BOXES.items():
         text = axes.text(x, y, name, ha="center", va="center", fontsize=10,
@@ -34,8 +36,6 @@ def draw_flow():
             arrowstyle="-|>", color=".45", patchA=boxes[begin], patchB=boxes[end]))
     axes.text(1.2, .55, "blue: learns\ngrey: never changes\nwhite: numbers", ha="center",
               va="center", fontsize=9)
-    axes.set(xlim=(-.7, 11), ylim=(.2, 4.4))
-    axes.axis("off")
     plt.show()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from data.judge.figures import cell, markdown
 from data.run import checkpoint as disk
 from data.run import curves
-from data.run.cli import UserError
+from data.run.cli import UserError, shown
 
 ANSWERS = 10
 
@@ -99,7 +99,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if len(args.runs) < 2:
         parser.error("name two runs")
+    sys.stdout = shown(sys.stdout)
     try:
         compare(args.runs)
     except UserError as error:
-        sys.exit(f"compare: {error}")
+        sys.exit(f"data.judge.compare: {error}")

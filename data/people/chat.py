@@ -4,6 +4,7 @@ It remembers turns, and forgets the oldest when the context is full.
 """
 
 import codecs
+import contextlib
 
 import torch
 
@@ -20,8 +21,7 @@ HELP = """/reset forgets what was said; Ctrl-D leaves.
 def fit(turns, size, room):
     """Drop the oldest turns until size(turns) <= room -> (turns, how many were dropped).
 
-    A turn is a question and its answer. The last message always stays, even if it alone is too
-    long.
+    A turn is a question and its answer. The last message always stays.
     """
     dropped = 0
     while size(turns) > room and len(turns) > 1:
@@ -53,6 +53,8 @@ def talk(reply, size, room, note):
     which `room` fit beside an answer; note(record) keeps what is said of an answer. turns:
     [{"role", "content"}, ...].
     """
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  from now on input() knows arrow keys and earlier lines
     turns = []
     try:
         while True:
@@ -70,15 +72,15 @@ def talk(reply, size, room, note):
             elif line.startswith("/"):
                 print(HELP)
             elif line:
-                turns, dropped = fit(turns + [{"role": "user", "content": line}], size, room)
+                question = {"role": "user", "content": line}
+                if size([question]) > room:
+                    print(f"(that is {size([question])} tokens, and I can read {room}: please say "
+                          "it in fewer words)")
+                    continue
+                turns, dropped = fit(turns + [question], size, room)
                 if dropped:
                     print(f"(the context is full: I forget our oldest "
                           f"{'turn' if dropped == 1 else f'{dropped} turns'})")
-                if size(turns) > room:
-                    print(f"(that is {size(turns)} tokens, and I can read {room}: please say it in "
-                          "fewer words)")
-                    turns = []
-                    continue
                 turns = _reply_to(reply, turns)
     except (EOFError, KeyboardInterrupt):
         print("\nGoodbye.")

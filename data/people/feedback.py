@@ -273,6 +273,7 @@ def rank_by_hand(cfg):
 
     book = Book(cfg.out, cfg.labeler, checkpoint=str(path), seed=cfg.seed,
                 asked=cfg.data or "the almanac")
+    print(f"Ranking answers of {path}.")
     label(question, len(given), book)
     print(f"python reward.py --data {book.path} learns from them")
 

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 # Figures of one panel share its axis. A run shows the panels for which it has figures.
-PANELS = [["loss", "valid_loss"], ["accuracy"], ["grad_norm"], ["score", "gold"], ["objective"],
-          ["kl"], ["entropy"], ["length"], ["explained_variance"], ["policy_loss"], ["value_loss"],
-          ["first_ratio"], ["approx_kl"], ["clip_fraction"],
+PANELS = [["loss", "valid_loss"], ["accuracy"], ["score", "gold"], ["objective"], ["kl"],
+          ["entropy"], ["length"], ["explained_variance"], ["policy_loss"], ["value_loss"],
+          ["first_ratio"], ["approx_kl"], ["clip_fraction"], ["grad_norm"],
           ["rollout_seconds", "update_seconds"], ["tok/s"]]
+FROM_ZERO = ("kl", "entropy", "length", "accuracy", "clip_fraction", "approx_kl")
 # Okabe and Ito's colours, which colour-blind readers tell apart; the styles survive a grey printer.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#E69F00")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
@@ -36,25 +37,28 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
     figure = Figure(figsize=(3.8 * columns, 2.7 * rows), layout="constrained")
     for i, names in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        for name in names:
-            line(axes, behind, along, name, color=".82", linewidth=3, zorder=1)
-        lines = [(run, name) for name in names for run in runs]
-        for n, (run, name) in enumerate(lines):
-            label = " ".join([name] * (len(names) > 1) + [run] * (len(runs) > 1))
-            line(axes, runs[run], along, name, label=label, color=COLOURS[n % len(COLOURS)],
-                 linestyle=STYLES[n % len(STYLES)])
+        for n, name in enumerate(names):
+            add_line(axes, behind, along, name, color=".82", linewidth=3, zorder=1)
+            for r, records in enumerate(runs.values()):  # a colour per run, or per name of one
+                which = r if len(runs) > 1 else n
+                add_line(axes, records, along, name, label=None if r else name,
+                         color=COLOURS[which % len(COLOURS)],
+                         linestyle=STYLES[max(n, r) % len(STYLES)])
         axes.set(title=", ".join(names), xlabel=along)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if names[0] in ("kl", "entropy", "length", "clip_fraction", "approx_kl"):
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        if names[0] in FROM_ZERO and axes.dataLim.ymin >= 0:
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=.3)
-        if len(lines) > 1:
+        if len(names) > 1:
             axes.legend(frameon=False, fontsize=8)
+    if len(runs) > 1:
+        lines = [line for line in figure.axes[0].lines if line.get_color() != ".82"]
+        figure.legend(lines, runs, loc="outside lower center", frameon=False)
     figure.suptitle(title + (" (grey: a healthy run)" if behind else ""))
     return figure
 
 
-def line(axes, records, along, name, **style):
+def add_line(axes, records, along, name, **style):
     points = [(r[along], r[name]) for r in records if name in r]
     if along == "round" and name == "score":  # of another reward model in each round
         style["linestyle"] = "none"

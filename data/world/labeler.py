@@ -241,7 +241,7 @@ def judge(prompt, answer):
         j.lower("helpful", 0.25, "breaks off")
     words = [w.lower() for w in _WORD.findall(answer)]
     threes = [tuple(words[i:i + 3]) for i in range(len(words) - 2)]
-    if len(set(threes)) < len(threes) or re.search(r"\b(\w+) \1\b", answer, re.I):
+    if len(set(threes)) < len(threes) or re.search(r"\b(\w+)(?: and)? \1\b", answer, re.I):
         j.lower("helpful", -0.5, "repeats itself")
     return j
 
