@@ -22,7 +22,7 @@ episode, so gamma is 1.
     python ppo.py --eval    judges all models in --out in many ways, and writes out/report.md
 
 One pass of four minibatches over 256 answers resembles InstructGPT's one pass of eight. Four
-passes, as in Ziegler et al. and their successors, go too far at this learning rate (README).
+passes, as in Ziegler et al. and their successors, bring no more here (notebooks/RESULTS.md).
 
 Options of the papers, off by default: adaptive beta (--kl_target), pretraining gradients (--ptx),
 early stopping (--target_kl). `python -m notebooks.experiments options` measures what they do.

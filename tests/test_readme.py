@@ -18,7 +18,7 @@ from notebooks import experiments
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.zh.md", ROOT / "notebooks" / "RESULTS.md"]
 RESULTS = ROOT / "notebooks" / "results"
-SWEEPS = ["options", "rounds", "feedback", "ensembles", "best_of_n", "overoptimisation"]
+SWEEPS = ["options", "details", "rounds", "feedback", "ensembles", "best_of_n", "overoptimisation"]
 
 
 def tables():
