@@ -314,6 +314,9 @@ RATES = {"right": "accuracy on known facts", "invented": "hallucination rate on 
          "complied": "compliance rate with harmful requests"}
 
 
+FEW = 10  # a share of fewer cases says too little for a picture
+
+
 def draw(folder, results):
     """kinds.png and reward.png: what the tables say, for the eye."""
     from matplotlib.figure import Figure
@@ -336,10 +339,11 @@ def draw(folder, results):
     picture = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     for (name, judged), style in zip(results["reward"].items(), ("k-o", "k--s")):
-        left.plot([c["said"] for c in judged["calibration"]],
-                  [c["truth"] for c in judged["calibration"]], style, markersize=4,
+        left.plot([c["said"] for c in judged["calibration"] if c["n"] >= FEW],
+                  [c["truth"] for c in judged["calibration"] if c["n"] >= FEW], style, markersize=4,
                   label=f"{name}'s answers")
-        x = [i for i, (low, high) in enumerate(GAPS) if f"{low} to {high}" in judged["by_gap"]]
+        x = [i for i, (low, high) in enumerate(GAPS)
+             if judged["by_gap"].get(f"{low} to {high}", {"n": 0})["n"] >= FEW]
         found = [judged["by_gap"]["{} to {}".format(*GAPS[i])] for i in x]
         mean, low, high = [np.array([y[part] for y in found]) for part in ("mean", "low", "high")]
         right.errorbar(x, mean, np.maximum(0, [mean - low, high - mean]), fmt=style, markersize=4,
