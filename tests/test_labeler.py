@@ -168,3 +168,12 @@ def test_rankings_are_bradley_terry_and_ties_are_ties():
     for i, j, gap in ((0, 1, 1.5), (0, 3, .75), (3, 1, .75)):
         expected = 1 / (1 + np.exp(-labeler.DECISIVENESS * gap))
         assert abs((drawn[:, i] < drawn[:, j]).mean() - expected) < .015
+
+
+def test_a_lone_word_answers_what_was_asked():
+    """Also where the word says something else of other questions: "Insects." is food here, and a class of animals there."""
+    for relation, known in almanac.FACTS.items():
+        for subject, value in known.items():
+            prompt = dict(prompt=[dict(role="user", content="?")], kind="known", subject=subject, relation=relation, form="word")
+            if value != "no":  # "No." is no number
+                assert labeler.judge(prompt, value[0].upper() + value[1:] + ".").gold == 1, (relation, subject)

@@ -53,7 +53,7 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
             axes.legend(frameon=False, fontsize=8)
     if len(runs) > 1:
         lines = [line for line in figure.axes[0].lines if line.get_color() != ".82"]
-        figure.legend(lines, runs, loc="outside lower center", frameon=False)
+        figure.legend(lines[:len(runs)], runs, loc="outside lower center", frameon=False)
     figure.suptitle(title + (" (grey: a healthy run)" if behind else ""))
     return figure
 

@@ -148,8 +148,9 @@ def _values(clause, asked):
             if relation in about and not about[relation] and not alone:
                 # "two red hats", "no, thank you" and "bees are insects" are not about legs or food
                 continue
-            if relation == "class" and about["food"] and low in _VALUE_WORDS["food"]:
-                continue  # "a lizard eats insects"
+            eaten = about["food"] or lone and asked == "food"
+            if relation == "class" and eaten and low in _VALUE_WORDS["food"]:
+                continue  # "a lizard eats insects", or what does it eat? "Insects."
             found.append((relation, value))
     if asked == "legs" or about["legs"]:
         found += [("legs", _NUMBERS[w]) for w in words if w in _NUMBERS]
