@@ -30,6 +30,7 @@ import gpt  # noqa: E402
 import ppo  # noqa: E402
 import reward  # noqa: E402
 import sft  # noqa: E402
+from data.run import curves  # noqa: E402
 
 QUICK = bool(os.environ.get("QUICK"))
 OUT = os.environ.get("OUT", "out/quick" if QUICK else "out")
@@ -41,12 +42,10 @@ SMALL = {
     "reward": dict(prompts=60, test_prompts=20),
     "ppo": dict(steps=2, batch=16, test_prompts=20),
 }
-# Okabe and Ito's colours, which colour-blind readers tell apart; the styles survive a grey printer.
-BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+BLUE, RED, GREEN, *_ = curves.COLOURS
 plt.rcParams.update({"figure.figsize": (8, 3), "figure.constrained_layout.use": True,
                      "axes.grid": True, "grid.alpha": .3, "savefig.dpi": 80,
-                     "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, "black", ORANGE])
-                     + plt.cycler(linestyle=["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))])})
+                     "axes.prop_cycle": plt.cycler(color=curves.COLOURS, linestyle=curves.STYLES)})
 
 
 def config(stage, **changes):

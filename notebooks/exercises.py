@@ -32,20 +32,25 @@ class NotWritten(Exception):
     pass
 
 
-def same(found, wanted, otherwise):
-    """Compare tensors, or the tuples of them; `otherwise` says what is wrong."""
+def shaped(found, shape):
+    """Stop unless something of this shape was returned."""
     if found is None:
         raise NotWritten
+    assert torch.is_tensor(found), f"it must return a tensor, not {type(found).__name__}"
+    assert found.shape == shape, f"the shape is {tuple(found.shape)}; it should be {tuple(shape)}"
+
+
+def same(found, wanted, otherwise):
+    """Compare tensors, or the tuples of them; `otherwise` says what is wrong."""
     if isinstance(wanted, tuple):
+        if found is None:
+            raise NotWritten
         assert isinstance(found, tuple) and len(found) == len(wanted), \
             f"it must return {len(wanted)} tensors"
         for one, other in zip(found, wanted):
             same(one, other, otherwise)
         return
-    assert torch.is_tensor(found), f"it must return a tensor, not {type(found).__name__}"
-    wanted = torch.as_tensor(wanted)
-    assert found.shape == wanted.shape, \
-        f"the shape is {tuple(found.shape)}; it should be {tuple(wanted.shape)}"
+    shaped(found, wanted.shape)
     assert torch.allclose(found.float(), wanted.float(), atol=1e-4), \
         f"{otherwise}\n  yours:  {found.tolist()}\n  wanted: {wanted.tolist()}"
 
@@ -53,9 +58,7 @@ def same(found, wanted, otherwise):
 def attention_weights(f):
     q = k = torch.eye(4)[None, :3] * 4  # (1, 3, 4): each token is like itself only
     found = f(q, k)
-    if found is None:
-        raise NotWritten
-    assert found.shape == (1, 3, 3), f"the shape is {tuple(found.shape)}; it should be (1, 3, 3)"
+    shaped(found, (1, 3, 3))
     assert not found.triu(1).any(), "a token looks ahead: hide what is above the diagonal"
     assert torch.allclose(found.sum(-1), torch.ones(1, 3)), \
         "a row does not sum to 1: hide the future before the softmax, with minus infinity"
@@ -66,10 +69,7 @@ def attention_weights(f):
 
 def response_mask(f):
     found = f(PROMPT, LENGTH, COLUMNS)
-    if found is None:
-        raise NotWritten
-    assert found.shape == (2, 5), \
-        f"the shape is {tuple(found.shape)}; it should be (2, 5): T - 1 actions in T tokens"
+    shaped(found, (2, 5))  # T - 1 actions in T tokens
     found = found.bool()
     assert found[0, 1], ("the action in column t writes token t + 1, so the first token of the "
                          "response, 2, is written in column 1")

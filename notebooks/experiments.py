@@ -38,7 +38,7 @@ from data.files import records as files
 from data.judge import answers as judging
 from data.judge.figures import markdown, read_results
 from data.run import curves as drawn
-from data.run.checkpoint import write_figure
+from data.run.checkpoint import read_json, write_figure
 from data.run.cli import UserError
 from data.run.run import in_round, time_left
 from data.world import almanac, labeler
@@ -122,8 +122,8 @@ def run(trial, root, experiment, figures):
             for target, new in trial.patch.items():
                 patched.enter_context(mock.patch(target, new))
             ppo.train(ppo.Config(**common, **changes))
-    results = dict(ppo=json.loads((out / "ppo" / "results.json").read_text()),
-                   log=[json.loads(line) for line in open(out / "ppo" / "log.jsonl")])
+    results = dict(ppo=read_json(out / "ppo" / "results.json"),
+                   log=read_json(out / "ppo" / "log.jsonl", lines=True))
     if "RM accuracy" in figures:
         results["accuracy"] = accuracy(root, changes.get("reward", out / "reward" / "ckpt.pt"),
                                        changes.get("caution", 0.0))
@@ -500,8 +500,7 @@ def draw_overoptimisation(roots, laid):
         for name, (points, _) in ((name, x) for (of, name), x in laid.items() if of == judge):
             i = names.index(name)
             for axes, y in zip(column, points.T[1:]):
-                axes.plot(points.T[0], y, label=name, color=drawn.COLOURS[i % 5],
-                          linestyle=drawn.STYLES[i % 5])
+                axes.plot(points.T[0], y, label=name, **drawn.style(i))
                 axes.grid(alpha=.3)
         column[0].set_title(f"reward model of {judge}")
         column[-1].set_xlabel("sqrt(KL to the SFT model)")
@@ -516,24 +515,19 @@ def draw_overoptimisation(roots, laid):
 # ---- the README's picture, and the run that stands behind a reader's -----------------------------
 
 
-def log_of(root, stage):
-    return [json.loads(line) for line in open(root / stage / "log.jsonl")]
-
-
 def story(roots):
     """Score, gold and KL over the iterations of all rounds of the first pipeline: story.png."""
     from matplotlib.figure import Figure
     rounds, first = [], 0
     while (folder := roots[0] / in_round("ppo", len(rounds) + 1)).exists():
-        log = log_of(roots[0], folder.name)
+        log = read_json(folder / "log.jsonl", lines=True)
         rounds.append({name: [r[name] for r in log] for name in ("score", "gold", "kl")})
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, log in enumerate(rounds):
         steps = range(first + 1, first + len(log["kl"]) + 1)
         for axes, name, n in ((left, "score", 0), (left, "gold", 1), (right, "kl", 2)):
-            axes.plot(steps, log[name], color=drawn.COLOURS[n], linestyle=drawn.STYLES[n],
-                      label=None if i else name)
+            axes.plot(steps, log[name], label=None if i else name, **drawn.style(n))
         for axes in (left, right):
             axes.axvline(first + .5, color=".8")
             axes.text(first + 1, 1, f"round {i + 1}", transform=axes.get_xaxis_transform(),
@@ -552,7 +546,7 @@ def healthy(roots):
     """Keep the logs of a pipeline with the defaults: curves.png shows them behind a reader's."""
     found = {stage: [{name: round(value, 4) for name, value in record.items()
                       if name not in ("seconds", "tok/s", "rollout_seconds", "update_seconds")}
-                     for record in log_of(roots[0], stage)]
+                     for record in read_json(roots[0] / stage / "log.jsonl", lines=True)]
              for stage in ("gpt", "sft", "reward", "ppo")}
     drawn.HEALTHY.write_text(json.dumps(found) + "\n")
     return {stage: {"lines": [len(log)]} for stage, log in found.items()}

@@ -69,17 +69,16 @@ def cell(axes, x, y, text, colour, ink="black"):
               fontsize=min(7.5, 68 / len(text)), family="monospace")
 
 
-def draw_answer(names, rows, title, limits):
+def draw_answer(names, rows, title, darkest=2.0):
     """One answer: its tokens above {quantity: a number per token}; red below 0, blue above.
 
-    limits: {quantity: the number of the darkest colour}, so that pictures can be compared.
+    The scale is fixed, so that pictures can be compared.
     """
     table = np.array(list(rows.values()))
-    scale = np.array([[limits[name]] for name in rows])
     figure, axes = plt.subplots(figsize=(max(5, .8 * len(names) + 1.6), .42 * len(rows) + .9))
-    axes.imshow(table / scale, cmap="RdBu", vmin=-1.3, vmax=1.3, aspect="auto")
+    axes.imshow(table / darkest, cmap="RdBu", vmin=-1.3, vmax=1.3, aspect="auto")
     for (i, j), x in np.ndenumerate(table):
-        dark = abs(x) / scale[i, 0] > .8
+        dark = abs(x) / darkest > .8
         axes.text(j, i, f"{round(x, 2) + 0.0:+.2f}", ha="center", va="center", fontsize=8,
                   color="white" if dark else "black")
     axes.set(yticks=range(len(rows)), yticklabels=rows, title=title)

@@ -7,11 +7,10 @@ stages, as exp/beta-0 does, stands for its stage of the same name.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from data.judge.figures import cell, markdown
+from data.judge.figures import cell, markdown, question
 from data.run import checkpoint as disk
 from data.run import curves
 from data.run.cli import UserError, shown
@@ -21,15 +20,11 @@ ANSWERS = 10
 
 def read(folder):
     """A stage's folder -> (results, log); UserError if it holds no finished run."""
-    try:
-        results = json.loads((folder / "results.json").read_text())
-        log = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} not found: name the folder of a stage that has "
-                        "finished, such as out/ppo") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} cannot be read: {error}") from None
-    return results, log
+    path = folder / "results.json"
+    if not path.exists():
+        raise UserError(f"{path} not found: name the folder of a stage that has finished, such as "
+                        "out/ppo")
+    return disk.read_json(path), disk.read_json(folder / "log.jsonl", lines=True)
 
 
 def stage_folders(paths):
@@ -45,8 +40,7 @@ def said(results):
     for sample in results.get("samples", []):
         answer = sample.get(results["stage"], sample.get("after"))
         if isinstance(answer, str):
-            turns = sample.get("prompt", [dict(content=sample.get("start", ""))])
-            found["<br>".join(cell(turn["content"]) for turn in turns)] = answer
+            found[question(sample.get("prompt") or [dict(content=sample["start"])])] = answer
     return found
 
 
@@ -58,19 +52,17 @@ def report(names, runs):
              for flag in flags if len({str(results["config"].get(flag)) for results in every}) > 1]
     figures = [[name, *(f"{log[-1][name]:.4g}" if name in log[-1] else "" for log in logs)]
                for name in logs[0][-1] if name not in ("step", "seconds")]
-    models = [[f"gold of the {results['stage']} model", results[results["stage"]]["gold"]]
-              for results in every if "gold" in results.get(results["stage"], {})]
-    if len(models) == len(runs):
-        figures.append(["gold, on held-out prompts", *(f"{gold:.3f}" for _, gold in models)])
+    golds = [results.get(results["stage"], {}).get("gold") for results in every]
+    if None not in golds:
+        figures.append(["gold, on held-out prompts", *(f"{gold:.3f}" for gold in golds)])
     answers = [said(results) for results in every]
-    common = [question for question in answers[0] if all(question in found for found in answers)]
+    common = [asked for asked in answers[0] if all(asked in found for found in answers)]
     parts = [f"# {' and '.join(names)}",
              "## Flags that differ\n\n" + markdown(["", *names], flags) if flags
              else "The flags are the same.",
              "## Figures, where the log ends\n\n" + markdown(["", *names], figures)]
     if common:
-        rows = [[question, *(cell(found[question]) for found in answers)]
-                for question in common[:ANSWERS]]
+        rows = [[asked, *(cell(found[asked]) for found in answers)] for asked in common[:ANSWERS]]
         parts.append("## Answers\n\n" + markdown(["prompt", *names], rows))
     return "\n\n".join(parts) + "\n"
 

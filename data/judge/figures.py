@@ -189,6 +189,11 @@ def markdown(head, rows):
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
+def question(turns):
+    """What was asked, the earlier turns too, as a cell of a Markdown table."""
+    return "<br>".join(cell(turn["content"]) for turn in turns)
+
+
 def cell(text):
     """A text as a cell of a Markdown table: one line, no Markdown marks, at most 120 characters."""
     printable = "".join(c if c.isprintable() else " " for c in text.replace("\ufffd", "?"))

@@ -30,7 +30,7 @@ from data import sampling, start
 from data.files import records
 from data.judge import answers as judging
 from data.judge import figures
-from data.judge.figures import cell, interval, over_seeds
+from data.judge.figures import cell, interval, over_seeds, question
 from data.judge.figures import markdown as table
 from data.people import feedback
 from data.run.checkpoint import make_folder, write, write_figure
@@ -301,9 +301,9 @@ def write_report(out, results, prompts, answers, seconds):
     for name in ("Worst", "Random", "Best"):
         shown = []
         for i in chosen[name]:
-            said = "<br>".join(cell(m["content"]) for m in prompts[i]["prompt"])
             why = cell("; ".join(answers[last].judgements[i].reasons))
-            shown.append([said, *(cell(answers[m].texts[i]) for m in models), why])
+            said = [cell(answers[m].texts[i]) for m in models]
+            shown.append([question(prompts[i]["prompt"]), *said, why])
         parts += [f"## {name} answers of {last}", table(["prompt", *models, "why"], shown)]
     write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
 
@@ -339,12 +339,12 @@ def draw(folder, results):
     picture = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
     for (name, judged), style in zip(results["reward"].items(), ("k-o", "k--s")):
-        left.plot([c["said"] for c in judged["calibration"] if c["n"] >= FEW],
-                  [c["truth"] for c in judged["calibration"] if c["n"] >= FEW], style, markersize=4,
+        curve = [c for c in judged["calibration"] if c["n"] >= FEW]
+        left.plot([c["said"] for c in curve], [c["truth"] for c in curve], style, markersize=4,
                   label=f"{name}'s answers")
-        x = [i for i, (low, high) in enumerate(GAPS)
-             if judged["by_gap"].get(f"{low} to {high}", {"n": 0})["n"] >= FEW]
-        found = [judged["by_gap"]["{} to {}".format(*GAPS[i])] for i in x]
+        by_gap = [judged["by_gap"].get("{} to {}".format(*gap), {"n": 0}) for gap in GAPS]
+        x = [i for i, share in enumerate(by_gap) if share["n"] >= FEW]
+        found = [by_gap[i] for i in x]
         mean, low, high = [np.array([y[part] for y in found]) for part in ("mean", "low", "high")]
         right.errorbar(x, mean, np.maximum(0, [mean - low, high - mean]), fmt=style, markersize=4,
                        capsize=2, label=f"{name}'s answers")
@@ -412,7 +412,8 @@ def seeds_table(every):
 
 def summary_table(every):
     """The README's table: eight rows, four models, and the first five answers -> Markdown."""
-    shown = [name for name in ("base", "sft", "ppo", "ppo-3") if name in common_models(every)]
+    models = common_models(every)
+    shown = [name for name in ("base", "sft", "ppo", "ppo-3") if name in models]
     return "\n\n".join([averages_table(every, shown, SUMMARY), samples_table(every, shown[1:], 5)])
 
 
@@ -438,8 +439,8 @@ def averages_table(every, models, rows=None):
 def samples_table(every, models, n=None):
     """The first n held-out prompts of the first pipeline (default: all kept), and the answers."""
     return table(["prompt", *models],
-                 [["<br>".join(cell(m["content"]) for m in x["prompt"]),
-                   *(cell(x[name]) for name in models)] for x in every[0]["samples"][:n]])
+                 [[question(x["prompt"]), *(cell(x[name]) for name in models)]
+                  for x in every[0]["samples"][:n]])
 
 
 # ---- a person as judge ---------------------------------------------------------------------------

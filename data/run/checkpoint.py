@@ -160,17 +160,18 @@ def honest(tensors):
             raise ValueError(f"{name} claims more numbers than it holds")
 
 
-def parse_json(path):
-    """The value of a JSON file. Raises one of BROKEN."""
+def parse_json(path, lines=False):
+    """The value of a JSON file, or of each of its lines. Raises one of BROKEN."""
     if regular(path).st_size > LARGEST_JSON:
         raise ValueError(f"it is larger than {LARGEST_JSON / 1e6:.0f} MB")
-    return json.loads(Path(path).read_text())
+    text = Path(path).read_text()
+    return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
 
 
-def read_json(path):
+def read_json(path, lines=False):
     """The value of a JSON file of ours; UserError if it cannot be read, also if it is missing."""
     try:
-        return parse_json(path)
+        return parse_json(path, lines)
     except BROKEN as error:
         why = getattr(error, "strerror", None) or f"not JSON: {str(error)[:60]}"
         raise UserError(f"{path} cannot be read ({why}): run its stage again") from None

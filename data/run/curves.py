@@ -19,7 +19,12 @@ HEALTHY = Path(__file__).with_name("healthy.json")
 @functools.cache
 def healthy(stage):
     """What the default run logged: the records of a stage, none of a later round."""
-    return json.loads(HEALTHY.read_text()).get(stage, []) if HEALTHY.exists() else []
+    return json.loads(HEALTHY.read_text()).get(stage, [])
+
+
+def style(n):
+    """The colour and the style of the n-th line."""
+    return dict(color=COLOURS[n % len(COLOURS)], linestyle=STYLES[n % len(STYLES)])
 
 
 def draw(runs, panels=PANELS, along="step", title="", behind=()):
@@ -28,6 +33,7 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
     panels: a list of names per panel; behind: records of a run for comparison, in grey.
     """
     from matplotlib.figure import Figure  # it needs no screen, unlike pyplot; slow to import
+    from matplotlib.lines import Line2D
 
     recorded = {name for records in runs.values() for record in records for name in record}
     panels = [[name for name in names if name in recorded] for names in panels]
@@ -39,11 +45,12 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
         axes = figure.add_subplot(rows, columns, i + 1)
         for n, name in enumerate(names):
             add_line(axes, behind, along, name, color=".82", linewidth=3, zorder=1)
-            for r, records in enumerate(runs.values()):  # a colour per run, or per name of one
-                which = r if len(runs) > 1 else n
-                add_line(axes, records, along, name, label=None if r else name,
-                         color=COLOURS[which % len(COLOURS)],
-                         linestyle=STYLES[max(n, r) % len(STYLES)])
+            for r, records in enumerate(runs.values()):
+                # one run has a colour and a style per name; several have a colour per run
+                look = style(n if len(names) > 1 else r)
+                if len(runs) > 1:
+                    look["color"] = style(r)["color"]
+                add_line(axes, records, along, name, label=None if r else name, **look)
         axes.set(title=", ".join(names), xlabel=along)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if names[0] in FROM_ZERO and axes.dataLim.ymin >= 0:
@@ -52,15 +59,15 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=8)
     if len(runs) > 1:
-        lines = [line for line in figure.axes[0].lines if line.get_color() != ".82"]
-        figure.legend(lines[:len(runs)], runs, loc="outside lower center", frameon=False)
+        lines = [Line2D([], [], color=style(r)["color"]) for r in range(len(runs))]
+        figure.legend(lines, runs, loc="outside lower center", frameon=False)
     figure.suptitle(title + (" (grey: a healthy run)" if behind else ""))
     return figure
 
 
-def add_line(axes, records, along, name, **style):
+def add_line(axes, records, along, name, **look):
     points = [(r[along], r[name]) for r in records if name in r]
     if along == "round" and name == "score":  # of another reward model in each round
-        style["linestyle"] = "none"
+        look["linestyle"] = "none"
     if points:
-        axes.plot(*zip(*points), marker="." if len(points) < 30 else None, **style)
+        axes.plot(*zip(*points), marker="." if len(points) < 30 else None, **look)

@@ -138,19 +138,18 @@ def _values(clause, asked):
     words = [w.lower() for w in _WORD.findall(clause)] + re.findall(r"\d+", clause)
     text, present, found = " ".join(words), set(words), []
     lone = len(words) <= 2
-    about = {"legs": "legs" in words,
-             "food": bool({"eat", "eats", "food", "likes", "like"} & set(words))}
+    about = {"legs": "legs" in words or lone and asked == "legs",
+             "food": bool({"eat", "eats", "food", "likes", "like"} & present)
+             or lone and asked == "food"}
     for relation, known in _VALUE_WORDS.items():
         for low, value in known.items():
             if low not in (text if " " in low else present):
                 continue
-            alone = lone and asked == relation and low != "no"
-            if relation in about and not about[relation] and not alone:
+            if not about.get(relation, True) or low == "no" and "legs" not in words:
                 # "two red hats", "no, thank you" and "bees are insects" are not about legs or food
                 continue
-            eaten = about["food"] or lone and asked == "food"
-            if relation == "class" and eaten and low in _VALUE_WORDS["food"]:
-                continue  # "a lizard eats insects", or what does it eat? "Insects."
+            if relation == "class" and about["food"] and low in _VALUE_WORDS["food"]:
+                continue  # "a lizard eats insects"
             found.append((relation, value))
     if asked == "legs" or about["legs"]:
         found += [("legs", _NUMBERS[w]) for w in words if w in _NUMBERS]
