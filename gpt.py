@@ -16,6 +16,7 @@ of notebooks/LOG.md, with what was tried and measured.
 import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
 
 import math
+import time
 from dataclasses import asdict, dataclass
 
 import torch
@@ -445,7 +446,8 @@ def load(path, kind=GPT, device="cpu", hint=""):
     hub (data/files/gpt2.py). hint: the remedy in the error's sentence.
     """
     try:
-        found = gpt2.read(path) if gpt2.holds(path) else checkpoint.unpack(path, device)
+        found = (gpt2.read(path) if gpt2.holds(path)
+                 else checkpoint.unpack(path, device, gpt2.from_nanogpt))
         config, classes = GPTConfig(**found["config"]), {"GPT": GPT, "ScalarGPT": ScalarGPT}
         checkpoint.check(config, found["state"])
         with torch.device("meta"):  # no memory and no random numbers: the tensors read fill it
@@ -472,7 +474,7 @@ def load(path, kind=GPT, device="cpu", hint=""):
 def one_stream(documents, tokenizer, device):
     """The ids of all documents in a 1-D tensor; <|end|> closes every document."""
     ids = [i for d in documents for i in tokenizer.encode(d) + [tokenizer.end]]
-    return torch.tensor(ids).to(device)
+    return torch.tensor(ids, dtype=torch.long).to(device)
 
 
 def random_rows(ids, rows, T):
@@ -482,30 +484,41 @@ def random_rows(ids, rows, T):
 
 
 def read_text(cfg, run):
-    """The text, split and tokenized -> (tokenizer, training ids, held-out ids, held-out documents).
+    """The text, split and tokenized -> (tokenizer, training ids, held-out ids, documents to show).
 
-    Later stages find it in text.txt and held_out.txt; ppo.py measures there what it forgets.
+    Later stages find it in text.txt and held_out.txt; ppo.py measures there what it forgets. Where
+    there is too little text to hold some out, there are no held-out ids.
     """
     if cfg.data:
-        documents, held_out = records.split(records.read_text(cfg.data))
+        documents, cut = records.enough(records.read_text(cfg.data))
+        documents, held_out = records.split(documents)
+        if cut:
+            run.say(cut)
     else:
         documents = almanac.text(cfg.documents, cfg.seed)
         seen = set(documents)
         held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
+    began = time.time()
+    tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
+    learned = time.time() - began
+    valid = one_stream(held_out, tokenizer, run.device)
+    if len(valid) <= cfg.block_size:
+        run.say(f"nothing is held out: one document in {records.ONE_IN} is not more than the "
+                f"{cfg.block_size} tokens of the context")
+        documents, held_out, valid = documents + held_out, [], valid[:0]
+    ids = one_stream(documents, tokenizer, run.device)
+    if len(ids) <= cfg.block_size:
+        raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on: too few for "
+                        f"--block_size {cfg.block_size}")
     text, held_out_text = "\n\n".join(documents), "\n\n".join(held_out)
     if not cfg.data:
         checkpoint.write(run.path("text.txt"), text)
     checkpoint.write(run.path("held_out.txt"), held_out_text)
     run.lineage.made("gpt/text.txt", text)
     run.lineage.made("gpt/held_out.txt", held_out_text)
-    tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
-    ids = one_stream(documents, tokenizer, run.device)
-    valid = one_stream(held_out, tokenizer, run.device)
-    if min(len(ids), len(valid)) <= cfg.block_size:
-        raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on and "
-                        f"{len(valid)} held out: too few for --block_size {cfg.block_size}")
-    run.say(f"{len(documents):,} documents, {len(ids):,} tokens; vocabulary {tokenizer.vocab_size}")
-    return tokenizer, ids, valid, held_out
+    run.say(f"{len(documents):,} documents, {len(ids):,} tokens; vocabulary "
+            f"{tokenizer.vocab_size}, learned in {learned:.1f} s")
+    return tokenizer, ids, valid, (held_out or documents)[:5]
 
 
 def next_token_loss(model, idx):
@@ -539,13 +552,13 @@ def continue_texts(model, tokenizer, documents, max_new_tokens=24):
 def train(cfg):
     """Pretrain -> (model, history). Writes out/gpt/."""
     run = Run(cfg, "gpt")
-    tokenizer, ids, valid, held_out = read_text(cfg, run)
+    tokenizer, ids, valid, shown = read_text(cfg, run)
     shape = (cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
     model = GPT(GPTConfig(tokenizer.vocab_size, *shape)).to(run.device)
     run.prepare(model)
     run.say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {run.device}")
     opt = Muon(model, cfg.lr, cfg.weight_decay)
-    before = continue_texts(model, tokenizer, held_out[:5])
+    before = continue_texts(model, tokenizer, shown)
 
     for step in run.range(cfg.steps, model=model, opt=opt):
         # 1. Draw rows of text from random places.
@@ -562,28 +575,33 @@ def train(cfg):
         # 3. Measure, log and save.
         measured = {}
         if run.due(step, cfg.eval_every):
-            measured = {"valid_loss": evaluate(model, valid)}
+            if len(valid):
+                measured = {"valid_loss": evaluate(model, valid)}
             with torch.random.fork_rng():  # what is shown must not change what is drawn
-                for begun, written in continue_texts(model, tokenizer, held_out[:1]):
+                for begun, written in continue_texts(model, tokenizer, shown[:1]):
                     run.say(f"{begun!r} goes on {written!r}")
         run.log(step, batch.numel(), total, grad_norm=grad_norm, **measured)
         if run.time_to_save(step):
             run.save(step, to_bytes(model, tokenizer, **run.about(step)))
 
-    after = continue_texts(model, tokenizer, held_out[:5])
-    report(run, before, after, run.latest["valid_loss"])
+    after = continue_texts(model, tokenizer, shown)
+    report(run, before, after)
     return model, run.history
 
 
-def report(run, before, after, valid_loss):
-    """Print what the model writes, draw the curves, write results.json."""
+def report(run, before, after):
+    """Write results.json, print what the model writes, draw the curves."""
     samples = [dict(start=start, before=old, after=new)
                for (start, old), (_, new) in zip(before, after)]
+    figures = {}
+    if "valid_loss" in run.latest:
+        valid_loss = run.latest["valid_loss"]
+        figures = dict(valid_loss=valid_loss, perplexity=math.exp(valid_loss))
+    run.write_results(**figures, seconds=run.seconds, samples=samples)
     for s in samples:
         print(f"\n{s['start']!r} goes on\n  before: {s['before']!r}\n  after:  {s['after']!r}")
     run.draw()
-    run.finish(valid_loss=valid_loss, perplexity=math.exp(valid_loss), seconds=run.seconds,
-               samples=samples)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -401,17 +401,18 @@ SHOWN = ("score", "gold", "kl", "entropy", "length")  # what the screen has room
 
 
 def report(cfg, run, models, reward, test, tokenizer, held_out):
-    """Compare the models on held-out prompts, draw the curves, write results.json."""
+    """Compare the models on held-out prompts, write results.json, draw the curves."""
     results, answers = compare_models(models, reward, test, tokenizer, cfg, held_out, run.once)
-    print_report(results, answers, test)
-    run.draw()
     rounds = start.rounds_before(cfg, run) or [outline(0, results, "sft")]
     rounds.append(outline(cfg.round, results, "ppo"))
-    run.draw([["gold"], ["score"], ["kl"]], rounds, "round", "rounds.png")
     samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()})
                for i, p in enumerate(test[:20])]
-    run.finish(**results, round=cfg.round, rounds=rounds, samples=samples,
-               seconds=run.about(cfg.steps - 1)["seconds"])
+    run.write_results(**results, round=cfg.round, rounds=rounds, samples=samples,
+                      seconds=run.about(cfg.steps - 1)["seconds"])
+    print_report(results, answers, test)
+    run.draw()
+    run.draw([["gold"], ["score"], ["kl"]], rounds, "round", "rounds.png")
+    run.finish()
 
 
 if __name__ == "__main__":

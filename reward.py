@@ -183,7 +183,8 @@ def rankings(cfg, run, sft_model, tokenizer):
     typical: records on whose answers the scores will be normalised.
     """
     if cfg.data:
-        records, test = split(read_comparisons(cfg.data))
+        found = read_comparisons(cfg.data)
+        records, test = split(start.preferring(cfg, run, found))
         run.lineage.made(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
         run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
         return records, test, records[:500]
@@ -208,7 +209,7 @@ def rankings(cfg, run, sft_model, tokenizer):
     write(run.path("comparisons.jsonl"), text)
     run.lineage.made(f"{run.stage}/comparisons.jsonl", text)
     run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
-    return earlier + records, test, typical
+    return start.preferring(cfg, run, earlier + records), test, typical
 
 
 def encode(tokenizer, record, block_size):
@@ -279,7 +280,7 @@ def score(model, batch, device):
 def score_all(model, examples, device, size=64):
     """Scores (N, K) and ranks (N, K) of all examples, in their order, on the CPU."""
     order = sorted(range(len(examples)), key=lambda i: tokens(examples[i]))
-    K = max(len(ranks) for _, _, ranks in examples)
+    K = max((len(ranks) for _, _, ranks in examples), default=0)
     scores = torch.zeros(len(examples), K)
     ranks = torch.zeros(len(examples), K, dtype=torch.long)
     for first in range(0, len(order), size):
@@ -326,7 +327,12 @@ def most_disputed(members, abouts, tokenizer, records, n, device):
 
 
 def evaluate(model, records, examples, device):
-    """Accuracy on held-out rankings, and on gold if the labeler knows the prompts -> dict."""
+    """Accuracy on held-out rankings, and on gold if the labeler knows the prompts -> dict.
+
+    Empty if nothing is held out.
+    """
+    if not records:
+        return {}
     scores, ranks = score_all(model, examples, device)
     agreed, _ = accuracy(scores, quality(ranks))
     # By prompt, for an interval: pairs of the same prompt are not independent.
@@ -396,40 +402,37 @@ def train(cfg):
 
 def prepare(cfg, run, records, test, typical, tokenizer, block_size):
     """Encode what fits -> (examples, held-out records, held-out examples, typical examples)."""
-    records, examples = start.fitting(cfg, run, "comparisons", records, encode, tokenizer,
-                                      block_size)
-    test, test_examples = start.fitting(cfg, run, "held-out comparisons", test, encode, tokenizer,
-                                        block_size)
+    _, examples, test, test_examples = start.fitting(cfg, run, "comparisons", records, test, encode,
+                                                     tokenizer, block_size)
     typical = [e for r in typical if (e := encode(tokenizer, r, block_size))] or examples
     run.say(f"{len(examples):,} ranked prompts after {run.seconds:.0f} s")
-    examples = start.preferring(cfg, run, examples)
     if cfg.bootstrap:
         examples = random.Random(cfg.seed).choices(examples, k=len(examples))
     return examples, test, test_examples, typical
 
 
 def report(run, results, test, before, after):
-    """Print scores of five prompts' answers, and the accuracy; draw curves, write results.json."""
+    """Write results.json; print scores of five prompts' answers, and the accuracy; draw curves."""
     shown = list(zip(test, before.tolist(), after.tolist()))
+    samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
+                    after=b)
+               for r, a, b in shown]
+    run.write_results(**results, seconds=run.seconds, samples=samples)
     for r, olds, news in shown:
         print(f"\n{r['prompt'][-1]['content']}")
         rows = zip(r["responses"], r["ranks"], olds, news)
         for response, rank, old, new in sorted(rows, key=lambda row: row[1]):
             print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
-    pairs = results["rankings"]
-    around = ""
+    pairs = results.get("rankings", {"n": 0})
     if pairs["n"]:
-        around = f" (95% interval over prompts: {pairs['low']:.1%} to {pairs['high']:.1%})"
-    print(f"\nreward: orders {results['accuracy_rankings']:.1%} of {pairs['n']} held-out ranked "
-          f"pairs right{around}")
+        print(f"\nreward: orders {results['accuracy_rankings']:.1%} of {pairs['n']} held-out "
+              f"ranked pairs right (95% interval over prompts: {pairs['low']:.1%} to "
+              f"{pairs['high']:.1%})")
     if "accuracy" in results:
         print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in "
               "gold")
     run.draw()
-    samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
-                    after=b)
-               for r, a, b in shown]
-    run.finish(**results, seconds=run.seconds, samples=samples)
+    run.finish()
 
 
 if __name__ == "__main__":

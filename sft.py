@@ -78,14 +78,13 @@ def train(cfg):
     run = Run(cfg, "sft")
     model, tokenizer, records, held_out = start.for_sft(cfg, run)
     context = model.config.block_size
-    records, examples = start.fitting(cfg, run, "demonstrations", records, encode, tokenizer,
-                                      context)
-    held_out, valid = start.fitting(cfg, run, "held-out demonstrations", held_out, encode,
-                                    tokenizer, context)
+    records, examples, held_out, valid = start.fitting(
+        cfg, run, "demonstrations", records, held_out, encode, tokenizer, context)
+    shown = (held_out or records)[:5]
     run.say(f"{len(examples):,} demonstrations")
     run.prepare(model)
     opt = gpt.optimizer(model, cfg.lr, cfg.weight_decay)
-    before = sampling.answers(model, tokenizer, held_out[:5])
+    before = sampling.answers(model, tokenizer, shown)
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))
 
     for step in run.range(cfg.steps, supply, model=model, opt=opt):
@@ -102,26 +101,28 @@ def train(cfg):
         # 3. Measure, log and save.
         measured = {}
         if run.due(step, cfg.eval_every):
-            measured = {"valid_loss": evaluate(model, valid, run.device)}
+            if valid:
+                measured = {"valid_loss": evaluate(model, valid, run.device)}
             with torch.random.fork_rng():  # what is shown must not change what is drawn
-                for p, answer in zip(held_out, sampling.answers(model, tokenizer, held_out[:1])):
+                for p, answer in zip(shown, sampling.answers(model, tokenizer, shown[:1])):
                     run.say(f"{p['prompt'][-1]['content']!r} -> {answer!r}")
         run.log(step, tokens, total, grad_norm=grad_norm, **measured)
         if run.time_to_save(step):
             run.save(step, gpt.to_bytes(model, tokenizer, **run.about(step)))
 
-    report(run, held_out[:5], before, sampling.answers(model, tokenizer, held_out[:5]))
+    report(run, shown, before, sampling.answers(model, tokenizer, shown))
     return model, run.history
 
 
 def report(run, shown, before, after):
-    """Print answers before and after, draw the curves, write results.json."""
-    for p, old, new in zip(shown, before, after):
-        print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
+    """Write results.json, print answers before and after, draw the curves."""
     samples = [dict(prompt=p["prompt"], before=old, after=new)
                for p, old, new in zip(shown, before, after)]
+    run.write_results(valid_loss=run.latest.get("valid_loss"), seconds=run.seconds, samples=samples)
+    for p, old, new in zip(shown, before, after):
+        print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
     run.draw()
-    run.finish(valid_loss=run.latest["valid_loss"], seconds=run.seconds, samples=samples)
+    run.finish()
 
 
 if __name__ == "__main__":

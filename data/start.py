@@ -11,7 +11,7 @@ import torch
 
 import gpt
 from data import sampling
-from data.files import gpt2, records
+from data.files import gpt2, records, rows
 from data.run.checkpoint import read_json, write
 from data.run.cli import UserError
 from data.run.run import choose_device, setup
@@ -79,7 +79,7 @@ def reward_models(paths, tokenizer, device="cpu", block_size=0, hint="", run=Non
     by_hand: whether the user has named them.
     """
     models, abouts = [], []
-    for path in records.several(paths):
+    for path in rows.several(paths):
         model, other, about = gpt.load(path, gpt.ScalarGPT, device, hint)
         same_tokenizer(other, tokenizer, path, "the policy", hint or "choose another")
         if model.config.block_size < block_size:
@@ -120,16 +120,26 @@ def for_sft(cfg, run):
     return model, tokenizer, demonstrations, held_out
 
 
-def fitting(cfg, run, name, found, encode, tokenizer, block_size):
-    """Encode the records that fit in the context -> (records, encoded); UserError if none does."""
-    pairs = [(r, e) for r in found if (e := encode(tokenizer, r, block_size))]
-    if not pairs:
-        raise UserError(f"{cfg.data or 'the almanac'}: none of the {name} fits in the "
-                        f"context of {block_size} tokens")
-    if len(pairs) < len(found):
-        run.say(f"{len(found) - len(pairs)} of {len(found):,} {name} do not fit in {block_size} "
-                "tokens: left out")
-    return [r for r, _ in pairs], [e for _, e in pairs]
+def fitting(cfg, run, name, records, held_out, encode, tokenizer, block_size):
+    """Encode what fits in the context -> (records, encoded; held-out records, encoded).
+
+    UserError if no record fits; a line if nothing is held out.
+    """
+    found = [[(r, e) for r in part if (e := encode(tokenizer, r, block_size))]
+             for part in (records, held_out)]
+    given, left = len(records) + len(held_out), sum(map(len, found))
+    if not found[0]:
+        raise UserError(f"{cfg.data or 'the almanac'}: none of the {name} fits in the context of "
+                        f"{block_size} tokens")
+    if left < given:
+        run.say(f"{given - left} of {given:,} {name} do not fit in {block_size} tokens: left out")
+    if not found[1]:
+        run.say(NOTHING_HELD_OUT)
+    return [list(column) for part in found for column in (zip(*part) if part else ([], []))]
+
+
+NOTHING_HELD_OUT = (f"nothing is held out: every {records.ONE_IN}th prompt would be, and here are "
+                    "fewer that differ")
 
 
 # ---- reward model --------------------------------------------------------------------------------
@@ -210,21 +220,20 @@ def reward_model(cfg, run, sft_model, tokenizer):
     return model
 
 
-def preferring(cfg, run, examples):
-    """The encoded comparisons that prefer a text to another: others teach nothing.
+def preferring(cfg, run, comparisons):
+    """The comparisons that prefer a text to another: others teach nothing.
 
     UserError if a file holds none. The labeler has no opinion on what an untrained model writes:
     there all comparisons remain, as if they said something.
     """
-    useful = [(prompt, answers, ranks) for prompt, answers, ranks in examples
-              if len(set(ranks)) > 1 and any(answer != answers[0] for answer in answers)]
+    useful = [r for r in comparisons if len(set(r["ranks"])) > 1 and len(set(r["responses"])) > 1]
     if not useful and cfg.data:
-        raise UserError(f"{cfg.data}: none of the {len(examples)} comparisons prefers an answer to "
-                        "another: there is nothing to learn")
-    if len(useful) < len(examples):
-        run.say(f"{len(examples) - len(useful):,} of them prefer no answer to another"
-                + (": left out" if useful else ": there is nothing to learn"))
-    return useful or examples
+        raise UserError(f"{cfg.data}: none of the {len(comparisons)} comparisons prefers an answer "
+                        "to another: there is nothing to learn")
+    if len(useful) < len(comparisons):
+        run.say(f"{len(comparisons) - len(useful):,} of {len(comparisons):,} comparisons prefer no "
+                "text to another" + (": left out" if useful else ": there is nothing to learn"))
+    return useful or comparisons
 
 
 # ---- PPO -----------------------------------------------------------------------------------------
@@ -290,7 +299,10 @@ def ppo_prompts(cfg, run, policy, tokenizer):
     if left_out := given - len(prompts) - len(test):
         run.say(f"{left_out} of {given} prompts leave no room for {cfg.max_new_tokens} tokens in "
                 f"the context of {context}: left out")
-    if not prompts or not test:
+    if prompts and not test:
+        run.say(f"{NOTHING_HELD_OUT}; the models are compared on prompts they have practised on")
+        test = prompts[:cfg.test_prompts]
+    if not prompts:
         raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for "
                         f"{cfg.max_new_tokens} tokens in the context of {context}: lower "
                         "--max_new_tokens")
@@ -316,7 +328,8 @@ def compared_models(cfg, run, policy, reference, tokenizer):
             run.say(f"pretrained model, for comparison, from {path}")
             if cfg.round == 1:  # later rounds need not judge it again
                 models = {"base": base, **models}
-            if (held_out := path.with_name("held_out.txt")).exists():
+            held_out = path.with_name("held_out.txt")
+            if held_out.exists() and held_out.stat().st_size:
                 text = gpt.one_stream(records.read_text(held_out), tokenizer, run.device)
     return models, text
 

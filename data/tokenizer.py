@@ -21,8 +21,9 @@ SPECIALS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 # GPT-2's way of cutting text into words before merging; merges never cross a word.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 # Text without a space, or of nothing else, is cut before it costs minutes or tiktoken's stack.
-LONGEST_WORD = 32    # characters, where merges are learned
-LONGEST_RUN = 2000   # characters, where text is encoded; GPT-2's longest tokens have 128
+LONGEST_WORD = 32     # characters, where merges are learned
+MOST_WORDS = 100_000  # from which merges are learned, the most frequent ones
+LONGEST_RUN = 2000    # characters, where text is encoded; GPT-2's longest tokens have 128
 _ENDLESS = re.compile(rf"\S{{{LONGEST_RUN}}}(?=\S)|\s{{{LONGEST_RUN}}}(?=\s)")
 
 
@@ -39,38 +40,49 @@ def train(texts, vocab_size):
     counts = Counter(word[i:i + LONGEST_WORD]
                      for text in texts for word in regex.findall(PATTERN, text)
                      for i in range(0, len(word), LONGEST_WORD))
-    words = [([bytes([b]) for b in word.encode()], n) for word, n in counts.items()]
-    pairs, places = Counter(), defaultdict(set)  # how often a pair occurs, and in which words
-    for i, (parts, n) in enumerate(words):
-        for pair in zip(parts, parts[1:]):
-            pairs[pair] += n
-            places[pair].add(i)
-    ranks = {bytes([b]): b for b in range(256)}
-    heap = [(-n, pair) for pair, n in pairs.items()]  # the best first; counts may be out of date
+    counts = dict(counts.most_common(MOST_WORDS))
+    # A word is a str with one character per token, so that str.split finds a pair.
+    words, often = [w.encode().decode("latin-1") for w in counts], list(counts.values())
+    tokens = [bytes([b]) for b in range(256)]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    pairs, places = defaultdict(int), defaultdict(set)  # how often, and in which words
+    for i, word in enumerate(words):
+        for left, right in zip(word, word[1:]):
+            pairs[left + right] += often[i]
+            places[left + right].add(i)
+
+    def in_line(pair):  # the most frequent first
+        return -pairs[pair], *(tokens[ord(part)] for part in pair), pair
+
+    heap = [in_line(pair) for pair in pairs]  # counts may be out of date
     heapq.heapify(heap)
     while len(ranks) < vocab_size - len(SPECIALS) and heap:
-        n, best = heapq.heappop(heap)
-        if n == 0 or -n != pairs[best]:
+        n, left, right, pair = heapq.heappop(heap)
+        if n == 0 or -n != pairs[pair]:
             continue
-        merged, change = best[0] + best[1], defaultdict(int)
-        ranks.setdefault(merged, len(ranks))
-        for i in places.pop(best):
-            parts, n = words[i]
-            for pair in zip(parts, parts[1:]):
-                change[pair] -= n
-            j = 0
-            while j < len(parts) - 1:
-                if (parts[j], parts[j + 1]) == best:
-                    parts[j:j + 2] = [merged]
-                j += 1
-            for pair in zip(parts, parts[1:]):
-                change[pair] += n
-                if merged in pair:
-                    places[pair].add(i)
-        for pair, n in change.items():
-            if n:
-                pairs[pair] += n
-                heapq.heappush(heap, (-pairs[pair], pair))
+        if left + right not in ranks:
+            ranks[left + right] = len(tokens)
+            tokens.append(left + right)
+        merged, changed, (first, last) = chr(ranks[left + right]), set(), pair
+        for i in places.pop(pair):
+            parts, n = words[i].split(pair), often[i]
+            words[i] = merged.join(parts)
+            pairs[pair] -= n * (len(parts) - 1)
+            before = after = parts[0][-1:]  # the token on the left, before and after the merge
+            for part in parts[1:]:
+                if before:
+                    pairs[before + first] -= n
+                    pairs[after + merged] += n
+                    places[after + merged].add(i)
+                    changed |= {before + first, after + merged}
+                if part:
+                    pairs[last + part[0]] -= n
+                    pairs[merged + part[0]] += n
+                    places[merged + part[0]].add(i)
+                    changed |= {last + part[0], merged + part[0]}
+                before, after = (part[-1], part[-1]) if part else (last, merged)
+        for found in changed:
+            heapq.heappush(heap, in_line(found))
     return ranks
 
 

@@ -378,7 +378,7 @@ def machine(device):
 def cpu_name():
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":")[1].strip()
     return platform.processor() or platform.machine()
@@ -424,7 +424,7 @@ def main():
                  growth=growth(device, sizes))
     print(table(found))
     if args.save:
-        RESULTS.write_text(json.dumps(found, indent=1))
+        RESULTS.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def sweep(trials, roots, experiment, figures):
 
 def write(roots, experiment, found):
     (roots[0] / "experiments").mkdir(exist_ok=True)
-    (roots[0] / "experiments" / f"{experiment}.json").write_text(json.dumps(found, indent=1))
+    path = roots[0] / "experiments" / f"{experiment}.json"
+    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def table(found):
@@ -239,8 +240,7 @@ def rounds(roots):
     found = {}
     n = 1
     while all((root / in_round("ppo", n) / "results.json").exists() for root in roots):
-        results = [json.loads((root / in_round("ppo", n) / "results.json").read_text())
-                   for root in roots]
+        results = [read_json(root / in_round("ppo", n) / "results.json") for root in roots]
         found[f"round {n}"] = {
             "gold": [r["ppo"]["gold"] for r in results],
             "gold of greedy answers": [r["ppo"]["greedy"]["gold"] for r in results],
@@ -548,7 +548,7 @@ def healthy(roots):
                       if name not in ("seconds", "tok/s", "rollout_seconds", "update_seconds")}
                      for record in read_json(roots[0] / stage / "log.jsonl", lines=True)]
              for stage in ("gpt", "sft", "reward", "ppo")}
-    drawn.HEALTHY.write_text(json.dumps(found) + "\n")
+    drawn.HEALTHY.write_text(json.dumps(found) + "\n", encoding="utf-8")
     return {stage: {"lines": [len(log)]} for stage, log in found.items()}
 
 

@@ -190,6 +190,7 @@ def test_keys_may_come_through_a_pipe(out, tmp_path):
     (out / "feedback" / "anna.jsonl").unlink()
 
 
+@pytest.mark.slow
 def test_who_is_no_person_is_refused(out):
     done = subprocess.run(command(out), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "run it in a terminal" in done.stderr and "Traceback" not in done.stderr

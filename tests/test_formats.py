@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import gpt
 import ppo
 import reward
 import sft
-from data.files import records
+from conftest import SMALL
+from data.files import foreign, records
 from data.run.cli import UserError
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -30,12 +32,12 @@ def write(path, records):
 
 
 @pytest.mark.parametrize("name, record, prompt", [
-    ("transcripts of two assistants (Anthropic HH-RLHF)", dict(chosen=HH.format("good"), rejected=HH.format("bad")), [USER, SAID, ASKED]),
-    ("comparisons of summaries (OpenAI TL;DR)", dict(info=INFO, summaries=[{"text": " bad"}, {"text": " good"}], choice=1), [dict(role="user", content=POST)]),
-    ("preferred conversations (TRL)", dict(chosen=[USER, SAID, ASKED, *answer("good")], rejected=[USER, SAID, ASKED, *answer("bad")]), [USER, SAID, ASKED]),
-    ("prompts and preferences (TRL)", dict(prompt=[USER], chosen=answer("good"), rejected=answer("bad")), [USER]),
+    ("Anthropic HH-RLHF", dict(chosen=HH.format("good"), rejected=HH.format("bad")), [USER, SAID, ASKED]),
+    ("OpenAI TL;DR comparisons", dict(info=INFO, summaries=[{"text": " bad"}, {"text": " good"}], choice=1), [dict(role="user", content=POST)]),
+    ("TRL and UltraFeedback binarized: two conversations", dict(chosen=[USER, SAID, ASKED, *answer("good")], rejected=[USER, SAID, ASKED, *answer("bad")]), [USER, SAID, ASKED]),
+    ("TRL: a prompt and two answers", dict(prompt=[USER], chosen=answer("good"), rejected=answer("bad")), [USER]),
     (records.OURS, dict(prompt="Hi", chosen="good", rejected="bad"), [USER]),
-    ("instructions (Alpaca)", dict(instruction="Hi", input="", output="good", chosen="good", rejected="bad"), [USER]),
+    ("Alpaca", dict(instruction="Hi", input="", output="good", chosen="good", rejected="bad"), [USER]),
 ])
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json"])
 def test_preferences(name, record, prompt, ending, tmp_path, capsys):
@@ -59,6 +61,169 @@ def test_demonstrations(record, prompt, tmp_path):
     assert records.read_text(path) == ["\n".join([m["content"] for m in prompt] + ["good"])]
 
 
+CASES = Path(__file__).parent / "cases"
+EAT, OPEN, FRUIT = "May I have a plum?", "How do I open a plum?", "Is a plum a fruit?"
+BRIEF = [dict(role="user", content="Answer in one word.\n\nIt is noon.\n\nIs a plum a fruit?")]
+
+
+@pytest.mark.parametrize("file, read, first, count, unused", [
+    ("01_ultrafeedback_binarized.jsonl", "comparisons", ["Describe a plum.", "A plum is a fruit that grows on a tree.", "No idea."], 4, "prompt, prompt_id, messages, score_chosen, score_rejected"),
+    ("01_ultrafeedback_binarized.jsonl", "demonstrations", ["Describe a plum.", "A plum is a fruit that grows on a tree."], 4, "prompt, prompt_id, messages, score_chosen, score_rejected"),
+    ("02_kto_label.jsonl", "demonstrations", [EAT, "Yes, please take one."], 2, ""),
+    ("02_kto_messages_label.jsonl", "demonstrations", [EAT, "Yes, please take one."], 2, ""),
+    ("02_kto_label.jsonl", "prompts", [EAT], 4, ""),
+    ("04_two_system_messages.jsonl", "demonstrations", [BRIEF, "Yes."], 4, ""),
+    ("04_system_before_the_answer.jsonl", "demonstrations", [FRUIT + "\n\nAnswer in one word.", "Yes."], 4, ""),
+    ("05_prompt_is_a_transcript.jsonl", "demonstrations", [[dict(role="user", content="Hello!"), dict(role="assistant", content="Hi."), dict(role="user", content=FRUIT)], "Yes, it is."], 4, ""),
+    ("05_prompt_is_a_transcript.jsonl", "comparisons", [[dict(role="user", content="Hello!"), dict(role="assistant", content="Hi."), dict(role="user", content=FRUIT)], "Yes, it is.", "Who cares."], 4, ""),
+    ("08_dolly.jsonl", "demonstrations", [FRUIT, "Yes, it is."], 4, "category"),
+    ("08_helpsteer2.jsonl", "demonstrations", [OPEN, "Do not."], 4, "correctness, coherence, complexity, verbosity"),
+    ("08_openai_preference.jsonl", "comparisons", [OPEN, "With a knife.", "Do not."], 4, "parallel_tool_calls"),
+    ("08_pairs.csv", "demonstrations", [FRUIT, "Yes"], 4, ""),
+    ("08_pku_saferlhf.jsonl", "comparisons", [OPEN, "With a knife.", "Throw it at somebody."], 4, "is_response_0_safe, is_response_1_safe, safer_response_id"),
+    ("08_prompt_only_with_system.jsonl", "prompts", ["Be brief.\n\n" + OPEN], 4, ""),
+    ("08_sharegpt.jsonl", "demonstrations", [FRUIT, "Yes, it is."], 4, "id"),
+    ("08_wrapped.json", "demonstrations", [FRUIT, "Yes."], 4, ""),
+])
+def test_files_as_people_have_them(file, read, first, count, unused, capsys):
+    found = getattr(records, f"read_{read}")(CASES / file)
+    prompt = first[0] if isinstance(first[0], list) else [dict(role="user", content=first[0])]
+    assert len(found) == count and found[0]["prompt"] == prompt
+    assert (found[0].get("responses") or [found[0][name] for name in ("response",) if name in found[0]]) == first[1:]
+    said = capsys.readouterr().out
+    assert (f"not used: {unused}\n" in said) if unused else ("not used" not in said)
+    assert (f"{4 - count} answers called bad: passed over" in said) == (count < 4)
+
+
+def test_every_format_is_recognised_by_its_example_and_by_no_other(tmp_path, capsys):
+    assert len(foreign.FORMATS) >= 20
+    for form in foreign.FORMATS:
+        path = write(tmp_path / "data.jsonl", [form.example] * 3)
+        assert any(form.gives(wanted) for wanted in foreign.GIVES)
+        for wanted, read in dict(text=records.read_text, prompt=records.read_prompts, answer=records.read_demonstrations, comparison=records.read_comparisons).items():
+            if not form.gives(wanted):
+                with pytest.raises(UserError, match="such records hold no|must be"):
+                    read(path)
+            elif form.name.startswith(("HelpSteer", "KTO")) and wanted == "comparison":
+                other = dict(form.example, **{"response" if "response" in form.example else "completion": "No"}, helpfulness=1, label=False)
+                found, = read(write(tmp_path / "data.jsonl", [form.example, other]))
+                assert sorted(zip(found["ranks"], found["responses"])) == [(1, "Yes?"), (2, "No")]
+            else:
+                found = read(path)
+                assert len(found) == 3
+                if wanted == "comparison":
+                    assert sorted(zip(found[0]["ranks"], found[0]["responses"])) in ([(1, "Yes?"), (2, "No")], [(1, "An old cat."), (2, "A dog.")])
+            assert f"read as {form.name}\n" in capsys.readouterr().out or not form.gives(wanted)
+        assert form.name in foreign.__doc__
+
+
+def test_a_tree_gives_a_record_for_each_question(tmp_path):
+    replies = [dict(text="worse", role="assistant", rank=1, replies=[dict(text="more", role="prompter", replies=[dict(text="only", role="assistant", rank=None, replies=[])])]),
+               dict(text="better", role="assistant", rank=0, replies=[]), dict(text="gone", role="assistant", rank=2, deleted=True, replies=[])]
+    path = write(tmp_path / "data.jsonl", [dict(message_tree_id="1", prompt=dict(text="Hi", role="prompter", replies=replies))])
+    first, second = records.read_demonstrations(path)
+    assert first["response"] == "better" and second["response"] == "only" and [m["content"] for m in second["prompt"]] == ["Hi", "worse", "more"]
+    assert [r["responses"] for r in records.read_comparisons(path)] == [["better", "worse"]]
+
+
+@pytest.mark.parametrize("record, said", [
+    (dict(messages=[USER, dict(answer("x")[0], weight=0)]), "1 without an answer"),
+    (dict(prompt="Hi", response="x", weight=0), "with weight 0"),
+    (dict(instruction="Hi", output="x", train=False), "with weight 0"),
+    (dict(prompt="Hi", response="x", verdict="bad"), "answers called bad"),
+    (dict(prompt="Hi", completion="x", label="False"), "answers called bad"),
+])
+def test_what_is_not_to_be_learned_is_not(record, said, tmp_path, capsys):
+    good = {**record, **{name: value for name, value in dict(weight=1, train=True, verdict="good", label="True").items() if name in record}}
+    if "messages" in record:
+        good = dict(messages=[USER, *answer("x"), USER, dict(answer("y")[0], weight=0)])  # the last answer that is to be learned
+    path = write(tmp_path / "data.jsonl", [record, good])
+    found, = records.read_demonstrations(path)
+    assert found == dict(prompt=[USER], response="x") and said in capsys.readouterr().out
+    assert len(records.read_prompts(path)) == 2
+
+
+@pytest.mark.parametrize("record", [dict(system="Be kind.", instruction="Hi", output="x"), dict(system_prompt="Be kind.", question="Hi", response="x"),
+                                    dict(system="Be kind.", prompt="Hi", response="x"), dict(system="Be kind.", conversations=[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "x"}])])
+def test_a_system_column_begins_the_conversation(record, tmp_path, capsys):
+    found, = records.read_demonstrations(write(tmp_path / "data.jsonl", [record]))
+    assert found == dict(prompt=[dict(role="user", content="Be kind.\n\nHi")], response="x") and "not used" not in capsys.readouterr().out
+
+
+def test_lines_of_windows_are_lines(tmp_path):
+    pair = {name: text.replace("\n", "\r\n") for name, text in dict(chosen=HH.format("good\nof all"), rejected=HH.format("bad")).items()}
+    assert records.read_comparisons(write(tmp_path / "data.jsonl", [pair])) == [dict(prompt=[USER, SAID, ASKED], responses=["good\nof all", "bad"], ranks=[1, 2])]
+    (tmp_path / "data.csv").write_bytes("prompt;response\r\n\"Hi; you\";\"Hello,\r\nfriend\"\r\n".encode("utf-8-sig"))
+    assert records.read_demonstrations(tmp_path / "data.csv") == [dict(prompt=[dict(role="user", content="Hi; you")], response="Hello,\nfriend")]
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("data.jsonl.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS and not the file itself: run git lfs pull"),
+    ("data.parquet", b"<!DOCTYPE html>\n<html>", "is a web page and not the file itself"),
+    ("dataset_infos.json", b'{"default": {}}', "describes a data set and holds none of it"),
+    ("data.csv", b"prompt,response\na,b,c\n", "line 2: more cells than the first line has names"),
+    ("data.csv", "prompt,response\nä,b\n".encode("latin-1"), "line 2: not UTF-8"),
+    ("data.csv", b"What is a plum?,A fruit.\nx,y\n", "line 2: its fields are What is a plum?, A fruit.: this is none of the formats"),
+    ("data.json", b'{"title": "x", "n": 3}', "its fields are title, n: this is none of the formats that python -m data.files.foreign lists"),
+])
+def test_what_is_no_data_is_named_as_what_it_is(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as error:
+        records.read_demonstrations(tmp_path / name)
+    assert said in str(error.value)
+
+
+def test_of_a_folder_the_data_are_read_and_named(tmp_path, capsys):
+    write(tmp_path / "b.jsonl", [dict(prompt="Hi", response="b")])
+    write(tmp_path / "a.csv", [])
+    (tmp_path / "a.csv").write_text("prompt,response\nHi,a\n")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "README.md").write_text("# Data")
+    assert [r["response"] for r in records.read_demonstrations(tmp_path)] == ["a", "b"]
+    assert f"{tmp_path}: reads a.csv, b.jsonl\n" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no file that ends with .jsonl"):
+        records.read_prompts(tmp_path / "empty")
+
+
+# ---- held out -------------------------------------------------------------------------------------
+
+ARTICLES = [f"A {fruit} is a fruit that grows on a tree, and in autumn people make jam of it, number {n}." for n in range(60) for fruit in ("plum", "pear", "fig", "lime")]
+
+
+@pytest.mark.parametrize("documents, count, said", [
+    (ARTICLES, 240, ""),
+    (["\n".join(ARTICLES)], 240, "each line is one"),
+    ([" ".join(ARTICLES)], 41, "cut into pieces"),
+    (["".join(map(chr, range(0x4e00, 0x9000)))], 34, "cut into pieces"),
+    (["\n".join(ARTICLES[:140]), "\n".join(ARTICLES[140:])], 41, "cut into pieces"),
+    (["A plum.", "A pear."], 2, ""),
+])
+def test_some_of_every_text_is_held_out(documents, count, said):
+    found, how = records.enough(documents)
+    assert abs(len(found) - count) <= 2 and (said in how if said else not how)
+    assert "".join("".join(found).split()) == "".join("".join(documents).split())
+    training, held_out = records.split(found)
+    assert len(held_out) == len(found) // 20 and not set(training) & set(held_out)
+
+
+def test_where_nothing_can_be_held_out_the_stages_say_so(tmp_path, capsys):
+    out, common = tmp_path / "out", dict(out=str(tmp_path / "out"), log_every=1)
+    (tmp_path / "text.txt").write_text("A plum is a fruit.\n\nA pear is a fruit, too, and grows on a tree.")
+    gpt.train(gpt.Config(data=str(tmp_path / "text.txt"), steps=1, **{**SMALL, "block_size": 20}, **common))
+    write(tmp_path / "d.jsonl", [dict(prompt="a", response="b", chosen="b", rejected="c")] * 30)
+    data = dict(data=str(tmp_path / "d.jsonl"))
+    sft.train(sft.Config(steps=1, batch=4, **data, **common))
+    reward.train(reward.Config(batch=4, **data, **common))
+    ppo.train(ppo.Config(steps=1, batch=4, max_new_tokens=4, **data, **common))
+    said = capsys.readouterr().out
+    for stage in ("gpt", "sft", "reward", "ppo"):
+        assert f"{stage}: nothing is held out" in said
+        results = json.loads((out / stage / "results.json").read_text())
+        assert results.get("valid_loss") is None and "accuracy_rankings" not in results
+    assert "valid_loss" not in said and "on prompts they have practised on" in said
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet
@@ -71,9 +236,10 @@ def test_parquet(tmp_path):
 
 @pytest.mark.parametrize("record, said", [
     (dict(chosen=HH.format("good"), rejected=HH.format("bad").replace("Hello", "Ho")), "must differ in their last answer"),
-    (dict(chosen=HH.format("good"), rejected=None), "must differ in their last answer"),
+    (dict(chosen=HH.format("good"), rejected=None), '"rejected" must be a text'),
     (dict(prompt="Hi", chosen="a", rejected="b"), "another format"),
-    (dict(instruction="Hi", output="x"), "another format"),
+    (dict(instruction="Hi", output="x"), "such records hold no comparison for reward.py"),
+    (dict(promt="Hi", chosen="x"), "its fields are promt, chosen: this is none of the formats"),
     ([], "not a JSON object"),
     (dict(chosen=HH.format("\ud83d"), rejected=HH.format("bad")), "surrogate"),
 ])
@@ -86,7 +252,7 @@ def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, 
 
 
 @pytest.mark.parametrize("record", [dict(instruction="Add", input=5, output="6"), dict(info={}, summaries=["a", "b"], choice=0), dict(prompt="Hi", response=None),
-                                    dict(prompt=[USER], completion=answer("x"), chosen=None), dict(messages=[5])])
+                                    dict(messages=[5]), dict(messages=[dict(role="user", content=[dict(type="image_url")])])])
 def test_a_field_of_the_wrong_type_is_named(record, tmp_path):
     path = write(tmp_path / "data.jsonl", [record])
     for read in (records.read_comparisons, records.read_demonstrations, records.read_text):
@@ -103,9 +269,9 @@ def test_text_comes_from_several_files_and_folders(tmp_path):
 def test_no_prompt_is_both_trained_on_and_held_out():
     found = [dict(prompt=[dict(role="user", content=str(n % 50))], response=str(n)) for n in range(200)]
     training, held_out = records.split(found)
-    assert {r["prompt"][0]["content"] for r in held_out} == {"0", "20", "40"} and len(training) + len(held_out) == 200
+    assert {r["prompt"][0]["content"] for r in held_out} == {"19", "39"} and len(training) + len(held_out) == 200
     assert not {str(r["prompt"]) for r in training} & {str(r["prompt"]) for r in held_out}
-    assert records.split(["a", "b", "a"]) == (["b"], ["a", "a"]) and records.split(found[:1]) == (found[:1], found[:1])
+    assert records.split(["a"] * 100) == (["a"] * 100, []) and records.split(found[:19]) == (found[:19], [])
 
 
 def test_a_broken_archive_is_one_sentence(tmp_path):

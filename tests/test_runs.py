@@ -122,7 +122,8 @@ def test_mistakes_are_one_sentence(command, said, tmp_path):
     (b"", "is empty"),
     (b'{"prompt": "a", "response": "b"}\n{"prompt": \n', "line 2: not JSON"),
     (b'{"prompt": "a", "response": "b"}\n\n[1]\n', "line 3: not a JSON object"),
-    (b'{"response": "b"}', 'line 1: "prompt" must be'),
+    (b'{"response": "b"}', "line 1: its fields are response: this is none of the formats"),
+    (b'{"prompt": 3, "response": "b"}', 'line 1: "prompt" must be'),
     (b'{"prompt": "a"}', 'line 1: "response" must be'),
     (b'{"prompt": "a", "response": 3}', 'line 1: "response" must be'),
     (b'{"prompt": [{"role": "assistant", "content": "a"}], "response": "b"}', "the last message"),
@@ -197,6 +198,7 @@ def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypat
     assert (root / "experiments" / "overoptimisation.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_evaluation_of_several_pipelines_makes_the_readme_table(pipeline, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(pipeline[0], tmp_path / name)

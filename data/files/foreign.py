@@ -1,76 +1,328 @@
-"""Other people's formats: how a record of each becomes one of ours (data/files/records.py).
+"""Formats of published data sets: how a record of each becomes one of ours (data/files/records.py).
 
-`FORMATS` holds, for each format, whether a record is of it and how it is converted.
+Each function below converts the records of one format, and its docstring is such a record. `python
+-m data.files.foreign` prints the list:
 """
 
+import json
 import re
+from dataclasses import dataclass
+from typing import Callable
 
-OURS = "prompts and answers in our own format"
+OURS = "our own format"
+FORMATS = []
+# What a stage wants of a record: the fields of ours that give it, and who wants it.
+GIVES = {"text": ("text", "prompt"), "answer": ("response", "chosen"),
+         "comparison": ("ranks", "chosen", "verdict", "rating"), "prompt": ("prompt",)}
+STAGES = {"text": "gpt.py", "answer": "sft.py", "comparison": "reward.py", "prompt": "ppo.py"}
 
 
-def recognise(record):
-    """A record of any known format -> (the format's name, the record in ours)."""
+class NoFormat(ValueError):
+    """A record of no known format, or of one that is not for this stage."""
+
+
+@dataclass
+class Format:
+    name: str
+    fields: dict       # {name: type or test}, by which a record is recognised
+    convert: Callable  # a record -> one of ours, or a list of them
+
+    def fits(self, record):
+        return all(isinstance(value, kind) if isinstance(kind, (type, tuple)) else kind(value)
+                   for name, kind in self.fields.items() for value in [dict.get(record, name)])
+
+    def read(self, record):
+        """A record -> a list of ours."""
+        found = self.convert(record)
+        return [obey(record, ours) for ours in (found if isinstance(found, list) else [found])]
+
+    @property
+    def example(self):
+        return json.loads(self.convert.__doc__)
+
+    def gives(self, wanted):
+        """Whether such records hold what is wanted, a key of GIVES."""
+        return any(gives(ours, wanted) for ours in self.read(self.example))
+
+
+def published(name, **fields):
+    """Decorate a function that converts records: put it into the list of formats."""
+    def add(convert):
+        FORMATS.append(Format(name, fields, convert))
+        return convert
+    return add
+
+
+def gives(record, wanted):
+    """Whether a record of ours holds what is wanted, a key of GIVES."""
+    return not record.keys().isdisjoint(GIVES[wanted])
+
+
+def recognise(record, wanted):
+    """A record of any known format -> (the format's name, a list of records of ours).
+
+    Of several formats that fit, the first that gives what is wanted counts; what this record lacks
+    of it is the caller's to say. NoFormat if none does.
+    """
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    for name, (fits, convert) in FORMATS.items():
-        if fits(record):
-            return name, convert(record)
-    return OURS, record
+    fitting = [form for form in FORMATS if form.fits(record)]
+    for form in fitting:
+        found = form.read(record)
+        if form.gives(wanted) or any(gives(ours, wanted) for ours in found):
+            return form.name, found
+    if "prompt" in record:
+        return OURS, [obey(record, record)]
+    if fitting:
+        raise NoFormat(f"{fitting[0].name}: such records hold no {wanted} for {STAGES[wanted]}")
+    names = ", ".join(list(record)[:12]) or "none"
+    raise NoFormat(f"its fields are {names}: this is none of the formats that python -m "
+                   "data.files.foreign lists")
+
+
+# ---- what fields say beside the texts, whatever the format ---------------------------------------
+
+LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
+
+
+def obey(record, ours):
+    """Our record with what the original says beside the texts.
+
+    A system prompt begins the conversation; a label calls the answer good or bad; a weight of 0, or
+    a false `train`, says that it is not to be learned.
+    """
+    label = str(dict.get(record, "label")).lower()
+    if "response" in ours and label in LABELS:
+        ours["verdict"] = LABELS[str(record["label"]).lower()]
+    if not is_learned(record):
+        ours["weight"] = 0
+    for name in ("system", "system_prompt"):
+        if isinstance(dict.get(record, name), str) and "prompt" in ours:
+            system = dict(role="system", content=record[name])
+            ours["prompt"] = conversation([system, *turns(ours["prompt"])])
+    return ours
+
+
+def is_learned(part):
+    """Whether a record or a message may be learned; weight 0 or a false `train` forbid it."""
+    forbidding = [part[name] for name in ("weight", "train", "training")
+                  if str(dict.get(part, name)).lower() in ("0", "0.0", "false")]
+    return not forbidding
+
+
+# ---- conversations -------------------------------------------------------------------------------
 
 
 def text_field(record, name):
+    """A field that must be a text with a word in it."""
     value = record.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'"{name}" must be a text that is not empty')
     return value
 
 
-def _has(**fields):
-    """Whether a record has these fields, of these types."""
-    return lambda record: all(isinstance(record.get(name), kind) for name, kind in fields.items())
+def is_transcript(text):
+    return isinstance(text, str) and text.lstrip().startswith("Human:") and "Assistant:" in text
 
 
-def _transcript(text):
-    """"\n\nHuman: Hi\n\nAssistant: Hello" -> messages."""
-    parts = re.split(r"\n\n(Human|Assistant):", text)
-    return [{"role": "user" if who == "Human" else "assistant", "content": said.strip()}
-            for who, said in zip(parts[1::2], parts[2::2])]
+def turns(prompt):
+    """A prompt, which is a text, a transcript or a list of messages -> messages.
 
-
-def _conversation(messages):
-    """Messages with roles system, user, assistant -> ours.
-
-    What the system says begins the user's next message.
+    "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:" is a transcript.
     """
-    found, system = [], ""
-    for m in messages:
-        roles = ("system", "user", "assistant")
-        if (not isinstance(m, dict) or m.get("role") not in roles
-                or not isinstance(m.get("content"), str)):
-            raise ValueError('a message must be {"role": "system", "user" or "assistant", '
-                             '"content": text}')
-        if m["role"] == "system":
-            system = m["content"] + "\n\n"
+    if not isinstance(prompt, str):
+        return conversation(prompt)
+    if not is_transcript(prompt):
+        return [{"role": "user", "content": prompt}]
+    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + prompt.strip())
+    found = [{"role": "user" if who == "Human" else "assistant", "content": said.strip()}
+             for who, said in zip(parts[1::2], parts[2::2])]
+    return found if found[-1]["content"] else found[:-1]
+
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user",
+         "prompter": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant"}
+
+
+def _message(m):
+    """A message of any format -> (role, text)."""
+    try:
+        role = ROLES[m["role"] if "role" in m else m["from"]]
+        said = m["content"] if "content" in m else m["value"]
+    except (KeyError, TypeError):
+        raise ValueError('a message must be {"role": "system", "user" or "assistant", "content": '
+                         "text}") from None
+    pieces = said if isinstance(said, list) else [{"text": said}]  # OpenAI's may be in pieces
+    if not all(isinstance(piece, dict) and isinstance(piece.get("text"), str) for piece in pieces):
+        raise ValueError("the content of a message must be a text")
+    said = "".join(piece["text"] for piece in pieces)
+    return role, said
+
+
+def conversation(messages):
+    """Messages of any format -> ours, whose roles are user and assistant.
+
+    What the system says after a user's message ends it; elsewhere it begins the next one.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('"prompt" must be a text or a list of {"role": "user" or "assistant", '
+                         '"content": text}')
+    found, system = [], []
+    for role, said in map(_message, messages):
+        if role == "system" and found and found[-1]["role"] == "user":
+            found[-1]["content"] += "\n\n" + said
+        elif role == "system":
+            system.append(said)
         else:
-            found.append({"role": m["role"],
-                          "content": (system if m["role"] == "user" else "") + m["content"]})
-            system = system if m["role"] == "assistant" else ""
-    return found
+            if role == "assistant" and system:
+                found.append({"role": "user", "content": "\n\n".join(system)})
+                system = []
+            found.append({"role": role, "content": "\n\n".join([*system, said])})
+            system = []
+    return found + [{"role": "user", "content": "\n\n".join(system)}] * bool(system)
 
 
-def _answered(messages):
-    """A conversation -> its prompt, and its last answer if there is one."""
-    if messages and messages[-1]["role"] == "assistant":
-        return dict(prompt=messages[:-1], response=messages[-1]["content"])
-    return dict(prompt=messages)
+def answered(messages):
+    """A conversation -> its prompt and its last answer that is to be learned, if there is one."""
+    roles = [_message(m)[0] for m in messages]
+    learned = [i for i, m in enumerate(messages) if roles[i] == "assistant" and is_learned(m)]
+    if learned and learned[-1] > 0:
+        last = learned[-1]
+        return dict(prompt=conversation(messages[:last]), response=_message(messages[last])[1])
+    while roles and roles[-1] == "assistant":
+        roles.pop()
+    return dict(prompt=conversation(messages[:len(roles)]))
 
 
-def _pair(chosen, rejected):
+def pair(chosen, rejected):
     """Two conversations that differ in their last answer -> a comparison."""
-    one, other = _answered(chosen), _answered(rejected)
+    one, other = answered(chosen), answered(rejected)
     if one["prompt"] != other["prompt"] or "response" not in one or "response" not in other:
         raise ValueError("the two conversations must differ in their last answer, and nowhere else")
     return dict(prompt=one["prompt"], chosen=one["response"], rejected=other["response"])
+
+
+def ranked(prompt, responses, scores):
+    """Answers with scores, higher for the better one -> a ranking of the best nine of them."""
+    best = sorted(zip(scores, responses), key=lambda x: -x[0])[:9]
+    ranks = [1 + sum(other > score for other, _ in best) for score, _ in best]
+    ours = dict(prompt=prompt, response=best[0][1]) if best else dict(prompt=prompt)
+    if len(best) > 1:
+        ours.update(responses=[text for _, text in best], ranks=ranks)
+    return ours
+
+
+def answer(value, name):
+    """A field that is a text, or a list that holds one message of the assistant -> the text."""
+    if isinstance(value, str):
+        return value
+    found = conversation(value)
+    if len(found) != 1 or found[0]["role"] != "assistant":
+        raise ValueError(f'"{name}" must be one message of the assistant')
+    return found[0]["content"]
+
+
+# ---- formats: the first that fits counts ---------------------------------------------------------
+
+
+@published("Anthropic HH-RLHF", chosen=is_transcript)
+def hh_rlhf(r):
+    r"""{"chosen": "\n\nHuman: Hi\n\nAssistant: Yes?", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}
+    """
+    return pair(turns(r["chosen"]), turns(text_field(r, "rejected")))
+
+
+@published("prompts that are transcripts", prompt=is_transcript)
+def transcript(r):
+    r"""{"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes?", "rejected": " No"}"""
+    found = {name: text_field(r, name).strip() for name in ("response", "chosen", "rejected")
+             if name in r}
+    return dict(found, prompt=turns(r["prompt"]))
+
+
+@published("UltraFeedback", instruction=str, completions=list)
+def ultrafeedback(r):
+    """{"instruction": "Hi", "completions": [{"response": "Yes?", "overall_score": 8.5},
+    {"response": "No", "overall_score": 4.0}]}"""
+    return ranked(r["instruction"], [text_field(c, "response") for c in r["completions"]],
+                  [float(c["overall_score"]) for c in r["completions"]])
+
+
+@published("TRL and UltraFeedback binarized: two conversations",
+           chosen=lambda x: isinstance(x, list) and x and _message(x[0])[0] != "assistant")
+def conversations(r):
+    """{"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}],
+    "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No"}]}"""
+    return pair(r["chosen"], r["rejected"])
+
+
+@published("TRL: a prompt and two answers", prompt=(str, list), chosen=list, rejected=list)
+def preferences(r):
+    """{"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content":
+    "Yes?"}], "rejected": [{"role": "assistant", "content": "No"}]}"""
+    found = {name: answer(r[name], name) for name in ("chosen", "rejected")}
+    return dict(found, prompt=turns(r["prompt"]))
+
+
+@published("TRL: a prompt and a completion", prompt=list, completion=list)
+def completions(r):
+    """{"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant",
+    "content": "Yes?"}]}"""
+    return dict(prompt=turns(r["prompt"]), response=answer(r["completion"], "completion"))
+
+
+@published("OpenAI preferences", input=dict, preferred_output=list, non_preferred_output=list)
+def openai_preferences(r):
+    """{"input": {"messages": [{"role": "user", "content": "Hi"}]}, "preferred_output": [{"role":
+    "assistant", "content": "Yes?"}], "non_preferred_output": [{"role": "assistant", "content":
+    "No"}]}"""
+    return dict(prompt=conversation(r["input"]["messages"]),
+                chosen=answer(r["preferred_output"], "preferred_output"),
+                rejected=answer(r["non_preferred_output"], "non_preferred_output"))
+
+
+@published("PKU-SafeRLHF", prompt=str, response_0=str, response_1=str, better_response_id=int)
+def safe_rlhf(r):
+    """{"prompt": "Hi", "response_0": "No", "response_1": "Yes?", "better_response_id": 1}"""
+    better = r["better_response_id"]
+    return ranked(r["prompt"], [r["response_0"], r["response_1"]], [better == 0, better == 1])
+
+
+@published("Stanford SHP", history=str, human_ref_A=str, human_ref_B=str, labels=int)
+def shp(r):
+    """{"history": "Hi", "human_ref_A": "Yes?", "human_ref_B": "No", "labels": 1}"""
+    first = r["labels"]  # 1 if A is preferred, 0 if B is
+    return ranked(r["history"], [r["human_ref_A"], r["human_ref_B"]], [first, 1 - first])
+
+
+@published("HelpSteer", prompt=str, response=str, helpfulness=(int, float))
+def helpsteer(r):
+    """{"prompt": "Hi", "response": "Yes?", "helpfulness": 4}"""
+    return dict(prompt=r["prompt"], response=r["response"], rating=r["helpfulness"])
+
+
+@published("WebGPT comparisons", question=dict, answer_0=str, answer_1=str)
+def webgpt(r):
+    """{"question": {"full_text": "Hi"}, "answer_0": "Yes?", "score_0": 1.0, "answer_1": "No",
+    "score_1": -1.0}"""
+    return ranked(r["question"]["full_text"], [r["answer_0"], r["answer_1"]],
+                  [float(r["score_0"]), float(r["score_1"])])
+
+
+@published("OpenAI TL;DR comparisons", info=dict, summaries=list, choice=int)
+def tldr_comparisons(r):
+    """{"info": {"subreddit": "cats", "title": "A cat", "post": "It is old."}, "summaries":
+    [{"text": " An old cat."}, {"text": " A dog."}], "choice": 0}"""
+    texts = [text_field(summary, "text").strip() for summary in r["summaries"]]
+    if len(texts) != 2 or r["choice"] not in (0, 1):
+        raise ValueError('"summaries" must be two, and "choice" 0 or 1')
+    return ranked(_post(r["info"]), texts, [r["choice"] == 0, r["choice"] == 1])
+
+
+@published("OpenAI TL;DR posts", post=str, summary=str)
+def tldr_posts(r):
+    """{"subreddit": "cats", "title": "A cat", "post": "It is old.", "summary": " An old cat."}"""
+    return dict(prompt=_post(r), response=r["summary"].strip())
 
 
 def _post(about):
@@ -79,61 +331,88 @@ def _post(about):
     return f"{where}TITLE: {about.get('title') or ''}\n\nPOST: {post}\n\nTL;DR:"
 
 
-def _summaries(record):
-    texts = [text_field(summary, "text").strip() for summary in record["summaries"]]
-    if len(texts) != 2 or record["choice"] not in (0, 1):
-        raise ValueError('"summaries" must be two, and "choice" 0 or 1')
-    return dict(prompt=_post(record["info"]), chosen=texts[record["choice"]],
-                rejected=texts[1 - record["choice"]])
+@published("OpenAssistant trees", prompt=lambda x: isinstance(x, dict) and "replies" in x)
+def open_assistant(r):
+    """{"prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "Yes?", "role":
+    "assistant", "rank": 0, "replies": []}, {"text": "No", "role": "assistant", "rank": 1,
+    "replies": []}]}}"""
+    return list(_branches(r["prompt"], []))
 
 
-def _instruction(record):
-    prompt = "\n\n".join(text for text in (record["instruction"], record.get("input")) if text)
-    pair = {name: record[name] for name in ("chosen", "rejected") if name in record}
-    return dict(prompt=prompt, response=record["output"], **pair)
+def _branches(asked, before):
+    """A question of a tree and all that follow it, each with its ranked replies."""
+    before = [*before, dict(role="user", content=asked["text"])]
+    good = [reply for reply in asked["replies"] if not reply.get("deleted")
+            and reply.get("review_result") is not False]
+    compared = [reply for reply in good if reply.get("rank") is not None] or good[:1]
+    yield ranked(before, [text_field(reply, "text") for reply in compared],
+                 [-(reply.get("rank") or 0) for reply in compared])
+    for reply in good:
+        for question in reply["replies"]:
+            yield from _branches(question, [*before, dict(role="assistant", content=reply["text"])])
 
 
-def _turns(record, name):
-    """A field of TRL's: a text, or a list of messages of which the prompt is no part."""
-    value = record[name]
-    if isinstance(value, str):
-        return value
-    if len(messages := _conversation(value)) != 1 or messages[0]["role"] != "assistant":
-        raise ValueError(f'"{name}" must be one message of the assistant')
-    return messages[0]["content"]
+@published("Alpaca", instruction=str, output=str)
+def alpaca(r):
+    """{"instruction": "Sort.", "input": "b a", "output": "a b"}"""
+    asked = "\n\n".join(text for text in (r["instruction"], r.get("input")) if text)
+    history = [turn for pair in r.get("history") or [] for turn in pair]
+    before = [dict(role=("user", "assistant")[n % 2], content=text)
+              for n, text in enumerate(history)]
+    pair = {name: r[name] for name in ("chosen", "rejected") if name in r}
+    return dict(pair, prompt=[*before, *turns(asked)], response=r["output"])
 
 
-def _trl(record):
-    return dict(prompt=_conversation(record["prompt"]),
-                **{name: _turns(record, name) for name in ("completion", "chosen", "rejected")
-                   if name in record})
+@published("Dolly", instruction=str, response=str)
+def dolly(r):
+    """{"instruction": "Sort.", "context": "b a", "response": "a b"}"""
+    asked = "\n\n".join(text for text in (r["instruction"], r.get("context")) if text)
+    return dict(prompt=asked, response=r["response"])
 
 
-def _transcripts(record):
-    return _pair(_transcript(record["chosen"]), _transcript(str(record.get("rejected"))))
+@published("questions and answers (OpenOrca)", question=str,
+           response=lambda x: x is None or isinstance(x, str))
+def questions(r):
+    """{"question": "Hi", "response": "Yes?"}"""
+    return dict(prompt=r["question"], response=text_field(r, "response"))
 
 
-def _conversations(record):
-    return _pair(_conversation(record["chosen"]), _conversation(record["rejected"]))
+@published("ShareGPT, Vicuna", conversations=list)
+def sharegpt(r):
+    """{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]}"""
+    return answered(r["conversations"])
 
 
-# Whether a record is of a format, and how it becomes one of ours. The first that fits counts.
-FORMATS = {
-    "transcripts of two assistants (Anthropic HH-RLHF)":
-        (lambda r: "\n\nHuman:" in str(r.get("chosen"))[:10], _transcripts),
-    "instructions (Alpaca)":
-        (_has(instruction=str, output=str), _instruction),
-    "comparisons of summaries (OpenAI TL;DR)":
-        (_has(info=dict, summaries=list, choice=int), _summaries),
-    "posts and summaries (OpenAI TL;DR)":
-        (_has(post=str, summary=str),
-         lambda r: dict(prompt=_post(r), response=r["summary"].strip())),
-    "conversations (OpenAI chat)":
-        (_has(messages=list), lambda r: _answered(_conversation(r["messages"]))),
-    "prompts and preferences (TRL)":
-        (_has(prompt=list, chosen=list, rejected=list), _trl),
-    "prompts and completions (TRL)":
-        (_has(prompt=list, completion=list), _trl),
-    "preferred conversations (TRL)":
-        (_has(chosen=list, rejected=list), _conversations),
-}
+@published("OpenAI chat", messages=list)
+def chat(r):
+    """{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}
+    """
+    return answered(r["messages"])
+
+
+@published("KTO: answers called good or bad", prompt=str, completion=str,
+           label=lambda x: str(x).lower() in LABELS)
+def kto(r):
+    """{"prompt": "Hi", "completion": "Yes?", "label": true}"""
+    return dict(prompt=r["prompt"], response=r["completion"])
+
+
+@published("documents", text=str)
+def texts(r):
+    """{"text": "A plum is a fruit."}"""
+    return dict(text=r["text"])
+
+
+def table():
+    """All formats, who reads them, and an example of each."""
+    lines = []
+    for form in FORMATS:
+        readers = ", ".join(stage for wanted, stage in STAGES.items() if form.gives(wanted))
+        lines += ["", f"{form.name} ({readers})", f"    {json.dumps(form.example)}"]
+    return "\n".join(lines)
+
+
+__doc__ += table()
+
+if __name__ == "__main__":
+    print(__doc__)

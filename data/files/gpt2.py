@@ -10,7 +10,7 @@
 
 safetensors is read and written by hand: a length, a JSON header, and the raw numbers, which is
 shorter than a dependency. GPT-2's Conv1D layers hold their matrices as (in, out), torch's Linear
-as (out, in).
+as (out, in). `--init ckpt.pt` reads a checkpoint of nanoGPT, too.
 """
 
 import json
@@ -29,10 +29,36 @@ NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 HUB = "https://huggingface.co/openai-community/{}/resolve/main/{}"
 # Our name of each part, and GPT-2's.
 PARTS = [("blocks.", "h."), ("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")]
-CHAT_TEMPLATE = ("{% for message in messages %}"
-                 "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}"
-                 "{% else %}<|assistant|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
-                 "{% if messages[-1]['role'] == 'user' %}<|assistant|>{% endif %}")
+# As Tokenizer.render and data/files/foreign.py have it: what the system says after a user's message
+# ends it, elsewhere it begins the next one. In the format of `tokenizers` a typed "<|end|>" would
+# be the token: the template writes "<| end|>" in its place.
+CHAT_TEMPLATE = """\
+{%- macro plain(text) -%}
+  {{- text PLAIN -}}
+{%- endmacro -%}
+{%- macro alone(system) -%}
+  {%- if system -%}{{- '<|user|>' + plain(system[:-2]) -}}{%- endif -%}
+{%- endmacro -%}
+{%- set ns = namespace(system='', before='') -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'system' and ns.before == 'user' -%}
+    {{- '\\n\\n' + plain(message['content']) -}}
+  {%- elif message['role'] == 'system' -%}
+    {%- set ns.system = ns.system + message['content'] + '\\n\\n' -%}
+  {%- elif message['role'] == 'user' -%}
+    {{- '<|user|>' + plain(ns.system + message['content']) -}}
+    {%- set ns.system = '' -%}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- alone(ns.system) + '<|assistant|>' + plain(message['content']) + '<|end|>' -}}
+    {%- set ns.system = '' -%}
+  {%- else -%}
+    {{- raise_exception('a message is of the system, the user or the assistant') -}}
+  {%- endif -%}
+  {%- if message['role'] != 'system' -%}{%- set ns.before = message['role'] -%}{%- endif -%}
+{%- endfor -%}
+{{- alone(ns.system) -}}
+{%- if ns.before == 'user' or ns.system -%}{{- '<|assistant|>' -}}{%- endif -%}
+""".replace("PLAIN", " ".join(f"| replace('{mark}', '{mark[:2]} {mark[2:]}')" for mark in SPECIALS))
 
 
 def their_name(name):
@@ -97,11 +123,11 @@ def holds(path):
 # ---- in ------------------------------------------------------------------------------------------
 
 
-def download(name):
-    """A GPT-2 of the hub -> the folder in torch's cache that now holds it."""
+def download(name, files=("config.json", "vocab.json", "model.safetensors")):
+    """A GPT-2 of the hub -> the folder in torch's cache that now holds these files of it."""
     folder = Path(get_dir()) / name
     folder.mkdir(parents=True, exist_ok=True)
-    for file in ("config.json", "vocab.json", "model.safetensors"):
+    for file in files:
         if not (folder / file).exists():
             try:
                 download_url_to_file(HUB.format(name, file), str(folder / file))
@@ -113,23 +139,32 @@ def download(name):
     return folder
 
 
+VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json")
+
+
 def read_ranks(folder):
-    """The vocabulary of a folder -> {token bytes: id}, without our special tokens."""
-    found = [folder / file for file in ("tokenizer.json", "vocab.json", "encoder.json")
-             if (folder / file).exists()]
-    if not found:
+    """The vocabulary of a folder -> ({token bytes: id} without our special tokens, how many of ours
+    it has). Tokens that were added to GPT-2's, such as [PAD], are tokens as others."""
+    path = next((folder / file for file in VOCABULARIES if (folder / file).exists()), None)
+    if path is None:
         raise UserError(f"{folder} holds no vocab.json or encoder.json: put GPT-2's there")
-    vocab = parse_json(found[0])
-    vocab = vocab["model"]["vocab"] if found[0].name == "tokenizer.json" else vocab
+    vocab, added = parse_json(path), {}
+    if path.name == "tokenizer.json":
+        added = {token["content"]: token["id"] for token in vocab.get("added_tokens", [])}
+        vocab = vocab["model"]["vocab"]
+    if (folder / "added_tokens.json").exists():
+        added |= parse_json(folder / "added_tokens.json")
     # GPT-2 writes bytes as letters: those that can be printed as themselves, the others as the
     # letters from 256 on.
     letters = {letter: byte for byte, letter in enumerate(byte_letters())}
-    ranks = {bytes(letters.get(c, 0) for c in token): i
-             for token, i in sorted(vocab.items(), key=lambda x: x[1]) if token not in SPECIALS}
+    tokens = {i: bytes(letters.get(c, 0) for c in token) for token, i in vocab.items()}
+    tokens |= {i: token.encode() for token, i in added.items()}
+    ours = {name.encode() for name in SPECIALS}
+    ranks = {token: i for i, token in sorted(tokens.items()) if token not in ours}
     if list(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{found[0]} does not number its {len(vocab)} tokens from 0 on: it is not "
+        raise UserError(f"{path} does not number its {len(tokens)} tokens from 0 on: it is not "
                         "GPT-2's vocabulary")
-    return ranks
+    return ranks, len(ours & set(tokens.values()))
 
 
 def byte_letters():
@@ -142,71 +177,105 @@ def byte_letters():
 
 def read(where):
     """A folder of GPT-2's files, or the name of one on the hub -> dict as checkpoint.unpack gives.
-
-    Special tokens that the vocabulary lacks are appended. Their embeddings are the mean of all
-    others: small random numbers would give them logits near 0, where GPT-2's are about -33, and
-    the untrained model would say nothing but special tokens (Hewitt 2021).
     """
     folder = Path(where) if Path(where).is_dir() else download(str(where))
-    about, ranks, state, weights = _read_folder(folder)
-    tokenizer = Tokenizer(ranks)
-    if about["vocab_size"] not in (len(ranks), tokenizer.vocab_size):
-        raise UserError(f"{folder}: the vocabulary has {len(ranks)} tokens, the model "
-                        f"{about['vocab_size']}: they do not belong together")
-    missing = tokenizer.vocab_size - about["vocab_size"]
-    config = dict(vocab_size=tokenizer.vocab_size, block_size=about.get("n_positions", 1024),
-                  n_layer=about["n_layer"], n_head=about["n_head"], n_embd=about["n_embd"])
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder / 'config.json'} not found: {folder} must hold the files that "
+                        "GPT-2 is published in")
+    try:
+        about, weights = parse_json(folder / "config.json"), read_weights(folder)
+        ranks, marks = read_ranks(folder)
+        return assemble(weights, about, ranks, marks, folder)
+    except BROKEN as error:
+        raise UserError(f"{folder} cannot be read ({reason(error)}): download it again") from None
+
+
+def read_weights(folder):
+    """The tensors of a folder, in one file or in shards that an index lists -> {name: tensor}."""
+    def read_pickle(path):
+        return load(path, "cpu")
+
+    for name, reader in (("model.safetensors", read_safetensors),
+                         ("pytorch_model.bin", read_pickle)):
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return reader(folder / name)
+        if index.exists():
+            shards = sorted({Path(file).name for file in parse_json(index)["weight_map"].values()})
+            return {name: x for file in shards for name, x in reader(folder / file).items()}
+    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download "
+                    "one of them")
+
+
+def from_nanogpt(found, path):
+    """What torch.load found in a file; a checkpoint of nanoGPT -> as checkpoint.unpack gives it.
+
+    nanoGPT's linear layers are torch's, its biases optional. Its vocabulary, GPT-2's, is not in the
+    file: it is looked for beside it, then on the hub.
+    """
+    if "model_args" not in found:
+        return found
+    about, folder = found["model_args"], Path(path).parent
+    if not any((folder / file).exists() for file in VOCABULARIES):
+        if about.get("vocab_size", 50257) < 50257:
+            raise UserError(f"{path} is nanoGPT's, of {about['vocab_size']} characters: only those "
+                            "of GPT-2's vocabulary are read")
+        folder = download("gpt2", ["vocab.json"])
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in found["model"].items()}
+    ranks, marks = read_ranks(folder)
+    return assemble(state, about, ranks, marks, path, conv1d=False)
+
+
+def assemble(state, about, ranks, marks, where, conv1d=True):
+    """Tensors by GPT-2's names, what config.json says, ranks -> dict as checkpoint.unpack gives.
+
+    marks: how many of our special tokens the vocabulary has. If none, they are appended. Their
+    embeddings are the mean of all others: small random numbers would give them logits near 0, where
+    GPT-2's are about -33, and the untrained model would say nothing but special tokens (Hewitt
+    2021). Embeddings beyond the vocabulary, which only fill it up to a round number, are dropped.
+    """
+    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    honest(state)
+    if about.get("model_type", "gpt2") != "gpt2":
+        raise UserError(f"{where} holds a model of type {about['model_type']}: this code reads "
+                        "GPT-2")
+    for name, ours in KNOWN.items():
+        if about.get(name) not in (None, *ours):
+            raise UserError(f"{where}: {name} is {about[name]}, and this code has {ours[0]}: "
+                            "choose another model")
+    lacking = [name for name in ("n_layer", "n_head", "n_embd") if name not in about]
+    lacking += [f"{name}.weight" for name in ("wte", "wpe") if f"{name}.weight" not in state]
+    if lacking:
+        raise UserError(f"{where} does not say {', '.join(lacking)}: it is not a whole GPT-2")
+    n_layer, n_head, n_embd = (int(about[name]) for name in ("n_layer", "n_head", "n_embd"))
+    if n_layer > len(state):
+        raise ValueError(f"it claims {n_layer} blocks")
+    tokenizer, wte = Tokenizer(ranks), state["wte.weight"]
+    known = len(ranks) + marks
+    if marks not in (0, len(SPECIALS)) or len(wte) < known:
+        raise UserError(f"{where}: the vocabulary has {known} tokens, the model {len(wte)}: they "
+                        "do not belong together")
+    missing = tokenizer.vocab_size - known
+    wte = wte[:known]
+    state["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True).expand(missing, -1)])
+    config = dict(vocab_size=tokenizer.vocab_size, block_size=len(state["wpe.weight"]),
+                  n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     ours = {}
     for name, shape in shapes(config).items():
         tensor = state.get(their_name(name))
-        if tensor is not None and is_conv1d(name):
+        if tensor is None and name.endswith("bias") and about.get("bias") is False:
+            tensor = torch.zeros(shape)
+        if tensor is not None and conv1d and is_conv1d(name):
             tensor = tensor.t()
-        if tensor is not None and name == "wte.weight" and missing:
-            tensor = torch.cat([tensor, tensor.mean(0, keepdim=True).expand(missing, -1)])
         if tensor is None or tensor.shape != shape:
             found = "missing" if tensor is None else tuple(tensor.shape)
-            raise UserError(f"{weights}: {their_name(name)} is {found}, config.json wants {shape}: "
-                            "they do not belong together")
+            raise UserError(f"{where}: {their_name(name)} is {found}, its configuration wants "
+                            f"{shape}: they do not belong together")
         ours[name] = tensor.contiguous().float()
     kind = "GPT"
     if "score.weight" in state:
         kind, ours = "ScalarGPT", _unfold(ours, state["score.weight"].float(), about.get("bias"))
     return dict(kind=kind, config=config, tokenizer=tokenizer.to_list(), about={}, state=ours)
-
-
-def _read_folder(folder):
-    """config.json, vocabulary and weights of a folder -> (dict, ranks, {name: tensor}, path)."""
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder / 'config.json'} not found: {folder} must hold the files that "
-                        "GPT-2 is published in")
-    files = [folder / file for file in ("model.safetensors", "pytorch_model.bin")]
-    weights = next((file for file in files if file.exists()), None)
-    if weights is None:
-        raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download "
-                        "one of them")
-    try:
-        about = parse_json(folder / "config.json")
-        ranks = read_ranks(folder)
-        if weights.suffix == ".safetensors":
-            state = read_safetensors(weights)
-        else:
-            state = load(weights, "cpu")
-        for name in ("vocab_size", "n_layer", "n_head", "n_embd"):
-            about[name] = int(about[name])
-        if about["n_layer"] > len(state):
-            raise ValueError(f"it claims {about['n_layer']} blocks")
-        honest(state)
-    except BROKEN as error:
-        raise UserError(f"{folder} cannot be read ({reason(error)}): download it again") from None
-    if about.get("model_type", "gpt2") != "gpt2":
-        raise UserError(f"{folder} holds a model of type {about['model_type']}: this code reads "
-                        "GPT-2")
-    for name, ours in KNOWN.items():
-        if about.get(name) not in (None, *ours):
-            raise UserError(f"{folder / 'config.json'}: {name} is {about[name]}, and this code has "
-                            f"{ours[0]}: choose another model")
-    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    return about, ranks, state, weights
 
 
 def shapes(config):
@@ -268,10 +337,15 @@ def export(state, config, tokenizer, scalar, folder):
         tensors |= {"transformer.ln_f.bias": folded(state["ln_f.bias"], w, b), "score.weight": w}
     write_safetensors(folder / "model.safetensors", tensors)
     write(folder / "config.json", json.dumps(about, indent=1))
-    write_tokenizer(folder, tokenizer, config.block_size)
+    if not scalar:
+        sampling = dict(bos_token_id=config.end, eos_token_id=config.end, pad_token_id=config.pad,
+                        suppress_tokens=[config.pad])  # <|pad|> is never sampled
+        write(folder / "generation_config.json", json.dumps(sampling, indent=1))
+    # Whoever generates in a batch must pad on the left; a reward model reads the last token.
+    write_tokenizer(folder, tokenizer, config.block_size, "right" if scalar else "left")
 
 
-def write_tokenizer(folder, tokenizer, block_size):
+def write_tokenizer(folder, tokenizer, block_size, padding_side):
     """tokenizer.json and tokenizer_config.json, with a chat template equal to Tokenizer.render.
 
     tiktoken joins any two neighbours that make a token, the one of the lowest rank first;
@@ -291,6 +365,7 @@ def write_tokenizer(folder, tokenizer, block_size):
                  pre_tokenizer=level, post_processor=None, decoder=level, model=model)
     about = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size,
                  clean_up_tokenization_spaces=False, eos_token="<|end|>", pad_token="<|pad|>",
+                 padding_side=padding_side,
                  chat_template=CHAT_TEMPLATE)
     write(folder / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
     write(folder / "tokenizer_config.json", json.dumps(about, indent=1))

@@ -1,7 +1,6 @@
-"""Files in, records out; what cannot be used is named with its file and line.
+"""Records in, checked: text, prompts, demonstrations and comparisons for the four stages.
 
-Pretraining text is UTF-8, documents separated by blank lines. Everything else is JSON lines, of our
-own format:
+Pretraining text is UTF-8, documents separated by blank lines. Everything else is records:
 
     prompts         {"prompt": "Hello!"}, or "prompt": [{"role": "user", "content": "Hello!"}, ...]
     demonstrations  a prompt and "response" (or "completion")
@@ -9,96 +8,89 @@ own format:
                     or a prompt, "chosen" and "rejected";
                     or a prompt, "response" and "verdict": "good" ones rank above "bad" ones
 
-or of one that others publish, which data/files/foreign.py recognises by the first record. The file
-may also be one JSON array, parquet (if pyarrow is installed), or compressed (.gz).
+or those of published data sets, which data/files/foreign.py recognises, in files as
+data/files/rows.py reads them. `--data` takes a file, a folder of them, or several separated by
+commas.
 
-`--data` takes a file, a folder of them, or several separated by commas. A line that cannot be used
-is named and left out, but if they are more than one in a hundred, the file is refused. A last line
-that was cut in the middle is set aside.
+A record that cannot be used is named and left out, but if they are more than one in a hundred, the
+file is refused. A last line that was cut in the middle is set aside. What is passed over is
+counted, and a field that is not used is named once per file.
 """
 
-import gzip
-import io
 import json
-import os
-import zlib
-from pathlib import Path
+import re
+from collections import Counter
 
-from data.files.foreign import OURS, recognise, text_field
-from data.run.checkpoint import BROKEN, reason, regular, write
+from data.files import rows
+from data.files.foreign import OURS, NoFormat, gives, recognise, text_field, turns
+from data.run.checkpoint import write
 from data.run.cli import UserError
 from data.world import almanac
 
-LONGEST_LINE = 1_000_000        # bytes: no conversation
-LARGEST_FILE = 2_000_000_000    # bytes, unpacked: the records take several times as much memory
-LARGEST_ARRAY = 200_000_000     # bytes of one JSON value, which may take 30 times as much memory
+ONE_IN = 20  # prompts or documents, of which one is held out
+
+
+# ---- what the stages read ------------------------------------------------------------------------
 
 
 def read_text(path):
     """Documents of text files: list of str.
 
-    Of files with records, the messages and the answer of each are a document.
+    Of files with records, the text, or else the messages and the answer of each are a document.
     """
-    return [document for file in _files(path) for document in _documents(file)]
+    return [document for file in rows.files(path, (*rows.RECORDS, ".txt"))
+            for document in _documents(file)]
 
 
 def _documents(path):
-    if _suffix(path) in ENDINGS:
-        def fields(record):
-            name = _answer_name(record)
-            return {"response": text_field(record, name) if name in record else ""}
-        records = [record for _, record in _read(path, fields)]
-        return ["\n".join([m["content"] for m in r["prompt"]] + [r["response"]]).strip()
-                for r in records]
-    content = _bytes(path)
-    try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = content[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from None
-    documents = [d.strip() for d in text.split("\n\n") if d.strip()]
+    if rows.ending(path) in rows.RECORDS:
+        return [document for _, document in _read([path], "text", _document)]
+    documents = [d.strip() for d in rows.text(path).split("\n\n") if d.strip()]
     if not documents:
         raise UserError(f"{path} is empty: give it text, documents separated by blank lines")
     return documents
 
 
 def read_prompts(path):
-    """Prompts of JSON-lines files: list of dicts whose `prompt` is a list of messages."""
-    return [record for _, record in _read(path, lambda record: {})]
+    """Prompts of files with records: list of dicts whose `prompt` is a list of messages."""
+    return [record for _, record in _read(rows.files(path), "prompt", _prompt)]
 
 
 def read_questions(path):
     """Prompts, and the `responses` of those that have any: what a person can be asked to rank."""
-    def fields(record):
-        return _responses(record) if "responses" in record else {}
-    return [record for _, record in _read(path, fields)]
+    return [record for _, record in _read(rows.files(path), "prompt", _question)]
 
 
 def read_demonstrations(path):
-    """Prompts with a `response` (str), of a pair the chosen one.
+    """Prompts with a `response` (str): of a pair the chosen one, of rated answers the best.
 
     Rankings and answers that somebody called bad are passed over.
     """
-    def fields(record):
-        if "responses" in record and "response" not in record or record.get("verdict") == "bad":
-            return None
-        return {"response": text_field(record, _answer_name(record))}
-    return [record for _, record in _read(path, fields)]
+    found, best = [record for _, record in _read(rows.files(path), "answer", _demonstration)], {}
+    for record in found:
+        if (rating := record["rating"]) is not None:
+            prompt = json.dumps(record["prompt"])
+            best[prompt] = max(rating, best.get(prompt, rating))
+    kept = [r for r in found if r.pop("rating") in (None, best.get(json.dumps(r["prompt"])))]
+    if len(kept) < len(found):
+        print(f"{path}: {len(found) - len(kept):,} answers are rated lower than another one to "
+              "their prompt: passed over")
+    return kept
 
 
 def read_comparisons(path):
     """Prompts with `responses` (list of str) and `ranks` (list of int, 1 is best).
 
     Of two rankings that one labeler gave to the same answers, the later counts, and the earlier is
-    named. Good and bad answers to a prompt become one comparison; those without a counterpart are
-    counted.
+    named. Answers to a prompt that were rated one at a time become one comparison; those without a
+    counterpart are counted.
     """
     records, by_prompt = {}, {}
-    for place, record in _read(path, _comparison):
+    for place, record in _read(rows.files(path), "comparison", _comparison):
         who, prompt = record.pop("labeler", None), json.dumps(record["prompt"])
-        if verdict := record.pop("verdict", None):
-            response, rank = record.pop("response"), 1 if verdict == "good" else 2
-            by_prompt.setdefault(prompt, (record, {}))[1][response] = rank
+        if "rating" in record:
+            response, rating = record.pop("response"), record.pop("rating")
+            by_prompt.setdefault(prompt, (record, {}))[1][response] = rating
             continue
         key = (who, prompt, *sorted(record["responses"])) if who else place
         if key in records:
@@ -106,30 +98,56 @@ def read_comparisons(path):
                   "counts")
         records[key] = place, record
     found, alone = [record for _, record in records.values()], 0
-    for record, answers in by_prompt.values():
-        answers = dict(list(answers.items())[-9:])
-        if len(set(answers.values())) == 2:
-            found.append({**record, "responses": list(answers), "ranks": list(answers.values())})
+    for record, ratings in by_prompt.values():
+        ratings = dict(list(ratings.items())[-9:])
+        ranks = [1 + sum(other > mine for other in ratings.values()) for mine in ratings.values()]
+        if len(set(ranks)) > 1:
+            found.append({**record, "responses": list(ratings), "ranks": ranks})
         else:
-            alone += len(answers)
+            alone += len(ratings)
     if alone:
-        print(f"{path}: {alone} answers called good or bad have no counterpart to the same prompt, "
-              "and so make no comparison")
-    if not found:
-        raise UserError(f"{path} holds no comparison: rank answers with python reward.py --label")
+        lonely = (f"{path}: {alone:,} rated answers have no counterpart to the same prompt, and so "
+                  "make no comparison")
+        if not found:
+            raise UserError(f"{lonely}: give reward.py several answers per prompt")
+        print(lonely)
     return found
+
+
+# ---- held out ------------------------------------------------------------------------------------
 
 
 def split(records):
     """Hold out every twentieth prompt with all its records -> (training records, held-out ones).
 
-    Of texts, every twentieth text. A single prompt serves as both.
+    Of texts, every twentieth text. Of fewer than twenty nothing is held out.
     """
     prompts = [json.dumps(r if isinstance(r, str) else r["prompt"]) for r in records]
-    kept = set(list(dict.fromkeys(prompts))[::20])
+    kept = set(list(dict.fromkeys(prompts))[ONE_IN - 1::ONE_IN])
     held_out = [r for r, prompt in zip(records, prompts) if prompt in kept]
-    training = [r for r, prompt in zip(records, prompts) if prompt not in kept]
-    return training or held_out, held_out
+    return [r for r, prompt in zip(records, prompts) if prompt not in kept], held_out
+
+
+def enough(documents):
+    """Documents of which some can be held out -> (documents, how they were made, if they were).
+
+    If there are too few, lines become documents, or else pieces of the text.
+    """
+    if len(documents) >= ONE_IN:
+        return documents, ""
+    lines = [line.strip() for line in documents[0].split("\n") if line.strip()]
+    if len(documents) == 1 and len(lines) >= ONE_IN:
+        return lines, "no blank lines separate documents: each line is one"
+    size = max(500, sum(map(len, documents)) // (2 * ONE_IN))
+    pieces = [piece.strip() for d in documents
+              for piece in re.findall(rf"(?s).{{1,{size}}}(?:\s|$)|.{{{size}}}", d)]
+    if len(pieces) >= ONE_IN:
+        return pieces, (f"too few documents to hold one out: cut into pieces of at most {size:,} "
+                        "characters")
+    return documents, ""
+
+
+# ---- records out ---------------------------------------------------------------------------------
 
 
 def to_jsonl(records):
@@ -142,100 +160,11 @@ def write_jsonl(path, records):
     write(path, to_jsonl(records))
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-ENDINGS = (".jsonl", ".json", ".parquet")
+# ---- reading -------------------------------------------------------------------------------------
 
 
-def _suffix(path):
-    """How a file's name ends, but for .gz."""
-    path = Path(path)
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-
-
-def several(paths):
-    """"a,b" -> its paths; the name of one that exists may hold a comma."""
-    # Path.exists would raise an OSError for a list that is longer than a name may be.
-    return [str(paths)] if os.path.exists(paths) else str(paths).split(",")
-
-
-def _files(paths):
-    """"file,folder" -> the files."""
-    found = []
-    for part in several(paths):
-        inside = sorted(Path(part).iterdir()) if Path(part).is_dir() else []
-        found += [p for p in inside if _suffix(p) in (*ENDINGS, ".txt")] or [part]
-    return found
-
-
-def _limit(path):
-    """How many bytes a file may unpack to: text packs 3 to 15 times, a bomb up to 1000 times."""
-    return min(LARGEST_FILE, max(50_000_000, 30 * regular(path).st_size))
-
-
-def _bytes(path):
-    try:
-        size, limit = regular(path).st_size, LARGEST_FILE  # a pipe would wait for its writer
-        if Path(path).suffix == ".gz":
-            limit = _limit(path)
-            with gzip.open(path) as file:
-                content = file.read(limit + 1)
-            size = len(content)
-        elif size <= limit:
-            content = Path(path).read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}): download it again") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check --data") from None
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}): check --data") from None
-    if size > limit:
-        raise UserError(f"{path} holds more than {limit / 1e6:,.0f} MB: cut it into parts")
-    return content
-
-
-def _rows(path):
-    """The records of a file: yields (place, dict or the bytes of a line, whether it was cut)."""
-    if _suffix(path) == ".parquet":
-        yield from ((f"{path}, row {n}", row, False) for n, row in enumerate(_parquet(path), 1))
-        return
-    content = _bytes(path).removeprefix(b"\xef\xbb\xbf")
-    if _suffix(path) == ".json" and content.lstrip()[:1] == b"[":
-        if len(content) > LARGEST_ARRAY:
-            raise UserError(f"{path} is one JSON array of more than {LARGEST_ARRAY / 1e6:,.0f} "
-                            "MB: write a record a line")
-        try:
-            rows = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON ({error}): download it again") from None
-        yield from ((f"{path}, record {n}", row, False) for n, row in enumerate(rows, start=1))
-        return
-    last, lines = len(content), io.BytesIO(content)
-    for n, line in enumerate(lines, start=1):
-        if line.strip():
-            yield (f"{path}, line {n}", line,
-                   lines.tell() == last and not line.rstrip(b" \t\r").endswith((b"}", b"\n")))
-
-
-def _parquet(path):
-    """The rows of a parquet file, a few at a time, as its columns may unpack to anything."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
-    try:
-        limit, size = _limit(path), 0
-        with pyarrow.parquet.ParquetFile(path) as file:
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            size = sum(group.total_byte_size for group in groups)  # of what is packed
-            for batch in file.iter_batches(batch_size=16) if size <= limit else ():
-                if (size := size + batch.nbytes) > limit:
-                    break
-                yield from batch.to_pylist()
-    except (*BROKEN, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): check --data") from None
-    if size > limit:
-        raise UserError(f"{path} unpacks to more than {limit / 1e6:,.0f} MB: cut it into parts")
+class PassedOver(Exception):
+    """A record that is as it should be, but not for this stage; the text says why."""
 
 
 class Broken:
@@ -256,29 +185,62 @@ class Broken:
         raise UserError(f"{self.sentences[0]}{more}: mend or remove the line")
 
 
-def _read(paths, fields):
-    """Read records: list of ("file, line n", record).
+class Noted(dict):
+    """An object of a record, with Unix line ends, that notes in `used` which fields are read."""
 
-    fields(record) -> dict of the checked fields beside the prompt, None to pass the record over; it
-    raises ValueError with what is wrong.
+    def __init__(self, fields, used):
+        super().__init__({name: _noted(value, used) for name, value in fields.items()})
+        self.used, self.is_read = used, False
+
+    def __getitem__(self, name):
+        if not self.is_read:
+            self.is_read = True
+            for other, value in self.items():
+                if value not in (None, "", []):
+                    self.used.setdefault(other, False)
+        self.used[name] = True
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        return self[name] if name in self else default
+
+
+def _noted(value, used):
+    if isinstance(value, dict):
+        return Noted(value, used)
+    if isinstance(value, list):
+        return [_noted(part, used) for part in value]
+    return value.replace("\r\n", "\n") if isinstance(value, str) else value
+
+
+def _read(files, wanted, check):
+    """Read records: list of ("file, line n", what `check` makes of the record).
+
+    wanted: see data/files/foreign.py. check(record) returns the fields that are needed; it raises
+    ValueError with what is wrong, or PassedOver.
     """
     found, broken, lines = [], Broken(), 0
-    for path in _files(paths):
-        form = None
-        for place, row, cut in _rows(path):
+    for path in files:
+        form, used, passed = None, {}, Counter()
+        for place, row, cut in rows.rows(path):
             lines += 1
             try:
                 record = _parse(row) if isinstance(row, bytes) else row
                 json.dumps(record, ensure_ascii=False, default=str).encode()
-                kind, record = recognise(record)
+                kind, records = recognise(_noted(record, used), wanted)
                 if form is None and kind != OURS:
-                    print(f"{path}: {kind}")
+                    print(f"{path}: read as {kind}")
                 form = form or kind
                 if kind != form:
                     raise ValueError(f"a record of another format ({kind}) than the first ({form})")
-                record = _checked(record, fields)
-                found += [(place, record)] if record else []
+                for record in records:
+                    try:
+                        found.append((place, _for_stage(record, wanted, kind, check)))
+                    except PassedOver as why:
+                        passed[str(why)] += 1
             except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+                if form is None and isinstance(error, NoFormat):
+                    raise UserError(f"{place}: {error}") from None
                 if cut:
                     print(f"{place}: cut in the middle: set aside")
                 elif isinstance(error, UnicodeEncodeError):
@@ -288,20 +250,26 @@ def _read(paths, fields):
                 else:
                     broken.append(f"{place}: {error}" if isinstance(error, ValueError)
                                   else f"{place}: a field is not what it should be ({error})")
+        for why, count in passed.items():
+            print(f"{path}: {count:,} {why}: passed over")
+        if unused := [str(name) for name, is_used in used.items() if not is_used]:
+            more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
+            print(f"{path}: not used: {', '.join(unused[:12])}{more}")
+    named = ",".join(map(str, files))
     if broken.count > .01 * lines:
         broken.refuse()
     for sentence in broken.sentences:
         print(f"{sentence}: left out")
     if broken.count > len(broken.sentences):
-        print(f"{paths}: {broken.count:,} lines in all are left out")
+        print(f"{named}: {broken.count:,} lines in all are left out")
     if not found:
         why = "holds no record of the kind that is needed here" if lines else "is empty"
-        raise UserError(f"{paths} {why}: give it at least one JSON line")
+        raise UserError(f"{named} {why}: give it at least one record")
     return found
 
 
 def _parse(line):
-    if len(line) > LONGEST_LINE:
+    if len(line) > rows.LONGEST_LINE:
         raise ValueError(f"{len(line) / 1e6:.1f} MB in one line")
     try:
         return json.loads(line.decode())
@@ -311,12 +279,15 @@ def _parse(line):
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
 
 
-def _checked(record, fields):
-    about = {}
-    if almanac.knows(record):
-        about = {name: record[name] for name in almanac.ABOUT}
-    checked = fields(record)
-    return None if checked is None else {"prompt": _messages(record), **about, **checked}
+def _for_stage(record, wanted, kind, check):
+    """What a stage needs of a record of ours; PassedOver if the data says that it is not for it."""
+    if wanted != "prompt" and record.get("weight") == 0:
+        raise PassedOver("with weight 0 or a false `train`")
+    if wanted in ("text", "answer") and record.get("verdict") == "bad":
+        raise PassedOver("answers called bad")
+    if kind != OURS and not gives(record, wanted):
+        raise PassedOver(f"without a {wanted}" if wanted != "answer" else "without an answer")
+    return check(record)
 
 
 # ---- fields --------------------------------------------------------------------------------------
@@ -328,21 +299,53 @@ def _answer_name(record):
                 "response")
 
 
-def _is_message(m):
-    return (isinstance(m, dict) and m.get("role") in ("user", "assistant")
-            and isinstance(m.get("content"), str))
-
-
 def _messages(record):
     prompt = record.get("prompt")
-    if isinstance(prompt, str) and prompt.strip():
-        return [{"role": "user", "content": prompt}]
-    if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
-        if prompt[-1]["role"] != "user":
-            raise ValueError('the last message of "prompt" must be the user\'s')
-        return [{"role": m["role"], "content": m["content"]} for m in prompt]
-    raise ValueError('"prompt" must be a text or a list of {"role": "user" or "assistant", '
-                     '"content": text}')
+    if not isinstance(prompt, (str, list)) or not prompt or not str(prompt).strip():
+        raise ValueError('"prompt" must be a text or a list of {"role": "user" or "assistant", '
+                         '"content": text}')
+    messages = turns(prompt)
+    if messages[-1]["role"] != "user":
+        raise ValueError('the last message of "prompt" must be the user\'s')
+    return messages
+
+
+def _prompt(record):
+    """A prompt, and what the labeler must know about it, if it is the almanac's."""
+    about = almanac.ABOUT if almanac.knows(record) else ()
+    return {"prompt": _messages(record), **{name: record[name] for name in about}}
+
+
+def _document(record):
+    if "text" in record:
+        return text_field(record, "text").strip()
+    said, name = [m["content"] for m in _messages(record)], _answer_name(record)
+    return "\n".join(said + ([text_field(record, name)] if name in record else [])).strip()
+
+
+def _question(record):
+    responses = _responses(record) if "responses" in record else {}
+    return {**_prompt(record), **responses}
+
+
+def _demonstration(record):
+    if "responses" in record and "response" not in record:
+        raise PassedOver("rankings without a `response` to learn")
+    return {**_prompt(record), "response": text_field(record, _answer_name(record)),
+            "rating": _rating(record)}
+
+
+def _rating(record):
+    """How good an answer was called when it stood alone, higher for the better; None: it was not.
+    """
+    if "verdict" in record:
+        if record["verdict"] not in ("good", "bad"):
+            raise ValueError('"verdict" must be "good" or "bad"')
+        return int(record["verdict"] == "good")
+    rating = record.get("rating")
+    if rating is not None and (not isinstance(rating, (int, float)) or rating != rating):
+        raise ValueError('"rating" must be a number')
+    return rating
 
 
 def _responses(record):
@@ -357,15 +360,15 @@ def _responses(record):
 def _comparison(record):
     who = {"labeler": str(record["labeler"])} if "labeler" in record else {}
     if "chosen" in record:
-        return {"responses": [text_field(record, "chosen"), text_field(record, "rejected")],
-                "ranks": [1, 2], **who}
-    if "verdict" in record:
-        if record["verdict"] not in ("good", "bad"):
-            raise ValueError('"verdict" must be "good" or "bad"')
-        return {"response": text_field(record, "response"), "verdict": record["verdict"]}
-    responses, ranks = _responses(record)["responses"], record.get("ranks")
-    if (not isinstance(ranks, list) or len(ranks) != len(responses)
-            or not all(type(r) is int and 1 <= r < 10 ** 6 for r in ranks)):
-        raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for '
-                         'the best')
-    return {"responses": responses, "ranks": ranks, **who}
+        found = {"responses": [text_field(record, "chosen"), text_field(record, "rejected")],
+                 "ranks": [1, 2], **who}
+    elif "responses" not in record and ("verdict" in record or "rating" in record):
+        found = {"response": text_field(record, _answer_name(record)), "rating": _rating(record)}
+    else:
+        responses, ranks = _responses(record)["responses"], record.get("ranks")
+        if (not isinstance(ranks, list) or len(ranks) != len(responses)
+                or not all(type(r) is int and 1 <= r < 10 ** 6 for r in ranks)):
+            raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for '
+                             'the best')
+        found = {"responses": responses, "ranks": ranks, **who}
+    return {**_prompt(record), **found}

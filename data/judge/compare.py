@@ -7,13 +7,12 @@ stages, as exp/beta-0 does, stands for its stage of the same name.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from data.judge.figures import cell, markdown, question
 from data.run import checkpoint as disk
 from data.run import curves
-from data.run.cli import UserError, shown
+from data.run.cli import UserError, program
 
 ANSWERS = 10
 
@@ -91,8 +90,4 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if len(args.runs) < 2:
         parser.error("name two runs")
-    sys.stdout = shown(sys.stdout)
-    try:
-        compare(args.runs)
-    except UserError as error:
-        sys.exit(f"data.judge.compare: {error}")
+    program("data.judge.compare", compare, args.runs)

@@ -27,7 +27,7 @@ import torch
 
 import gpt
 from data import sampling, start
-from data.files import records
+from data.files import records, rows
 from data.judge import answers as judging
 from data.judge import figures
 from data.judge.figures import cell, interval, over_seeds, question
@@ -482,7 +482,7 @@ def cost(out):
     except UserError:
         return None
     cpuinfo = Path("/proc/cpuinfo")
-    about = cpuinfo.read_text() if cpuinfo.exists() else ""
+    about = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     cpu = re.search(r"model name\s*:\s*(.*)", about)
     return dict(seconds=sum(stage["seconds"] if name != "ppo" else stage["seconds"]["ppo"]
                             for name, stage in stages.items()),
@@ -500,7 +500,7 @@ def run(cfg):
                         "--data")
     if cfg.judge not in ("labeler", "human"):
         raise UserError(f"--judge must be labeler or human, not {cfg.judge}")
-    outs = records.several(cfg.out)
+    outs = rows.several(cfg.out)
     if len(outs) == 1 or cfg.judge == "human":
         return run_one(cfg)
     for out in outs:
@@ -511,8 +511,9 @@ def run(cfg):
                                          seed=figures.read_results(out)["ppo"]["config"]["seed"]))
              for out in outs]
     path = Path(outs[0]) / "eval" / "seeds.md"
-    write(path, seeds_table(every) + "\n")
-    print(f"eval: {path} has the means over {len(outs)} pipelines\n\n{path.read_text()}")
+    means = seeds_table(every) + "\n"
+    write(path, means)
+    print(f"eval: {path} has the means over {len(outs)} pipelines\n\n{means}")
     return every
 
 

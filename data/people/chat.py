@@ -11,7 +11,7 @@ import torch
 import gpt
 from data import sampling, start
 from data.people import feedback
-from data.run.cli import UserError
+from data.run.cli import UserError, somebody
 from data.run.run import setup
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
@@ -114,6 +114,7 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature):
 def converse(cfg):
     """Talk to a checkpoint, by default the newest policy in --out. cfg: gpt.Config."""
     setup(cfg)
+    somebody()
     path, model, tokenizer = start.policy(cfg, "--ckpt", cfg.ckpt)
     room = model.config.block_size - cfg.max_new_tokens
     if room < 1:

@@ -27,7 +27,7 @@ import torch
 from data import sampling, start
 from data.files import records
 from data.run.checkpoint import append, make_folder
-from data.run.cli import UserError
+from data.run.cli import UserError, program, somebody
 from data.run.lock import lock
 from data.run.run import setup
 from data.world import almanac
@@ -122,6 +122,7 @@ def login():
 @contextmanager
 def keyboard():
     """Gives a function that waits for a key and returns it, "" when there will be no more."""
+    somebody()
     fd = sys.stdin.fileno()
     if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a script's keys
         yield lambda: sys.stdin.read(1)
@@ -135,7 +136,7 @@ def keyboard():
         finally:
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
     else:
-        raise UserError("a person is asked here: run it in a terminal (or pipe the keys into it)")
+        raise UserError("keys are asked for here: run it in a terminal (or pipe the keys into it)")
 
 
 def read_keys(typed, k):
@@ -336,7 +337,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m data.people.feedback",
                                      description="How often two people's rankings agree.")
     parser.add_argument("files", nargs=2, metavar="FILE", help="labels of one person")
-    try:
-        report(*parser.parse_args().files)
-    except UserError as error:
-        sys.exit(f"data.people.feedback: {error}")
+    program("data.people.feedback", report, *parser.parse_args().files)

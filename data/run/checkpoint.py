@@ -118,9 +118,12 @@ def pack(kind, config, tokens, about, state):
     return content.getvalue()
 
 
-def unpack(path, device):
-    """The five fields that `pack` wrote -> dict. For other files one of BROKEN is raised."""
-    found = load(path, device)
+def unpack(path, device, convert=lambda found, path: found):
+    """The five fields that `pack` wrote -> dict. For other files one of BROKEN is raised.
+
+    convert: makes such fields of what others have saved.
+    """
+    found = convert(load(path, device), path)
     honest(found["state"])
     for name, kind in ABOUT.items():
         if not isinstance(found["about"].get(name, kind()), kind):
@@ -164,7 +167,7 @@ def parse_json(path, lines=False):
     """The value of a JSON file, or of each of its lines. Raises one of BROKEN."""
     if regular(path).st_size > LARGEST_JSON:
         raise ValueError(f"it is larger than {LARGEST_JSON / 1e6:.0f} MB")
-    text = Path(path).read_text()
+    text = Path(path).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
 
 
@@ -177,8 +180,22 @@ def read_json(path, lines=False):
         raise UserError(f"{path} cannot be read ({why}): run its stage again") from None
 
 
+# What a download may leave in the place of a file: how it begins, what it is, what to do.
+IMPOSTORS = {b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull in its folder"),
+             b"<!doctype html": ("a web page", "download it by the link to the raw file"),
+             b"<html": ("a web page", "download it by the link to the raw file")}
+
+
 def regular(path):
-    """os.stat of a file; ValueError for anything that is none, such as a pipe, which would hang."""
+    """os.stat of a file; ValueError for anything that is none, such as a pipe, which would hang.
+
+    UserError for what stands in the place of a file.
+    """
     if not Path(path).is_file() and Path(path).exists():
         raise ValueError("not a regular file")
+    with open(path, "rb") as file:
+        begins = file.read(100).lstrip().lower()
+    for start, (what, remedy) in IMPOSTORS.items():
+        if begins.startswith(start):
+            raise UserError(f"{path} is {what} and not the file itself: {remedy}")
     return Path(path).stat()

@@ -150,13 +150,41 @@ def shown(stream):
     return new
 
 
+def careful_streams():
+    """From now on nothing that is printed breaks the terminal, and nothing typed breaks the reader.
+
+    What a terminal cannot show is escaped; half a character that is typed becomes a question mark.
+    """
+    sys.stdout, sys.stderr = shown(sys.stdout), shown(sys.stderr)
+    if sys.stdin is not None:
+        sys.stdin.reconfigure(errors="replace")
+
+
+def somebody():
+    """UserError where nobody can be asked, as there is no input at all."""
+    if sys.stdin is None:
+        raise UserError("a person is asked here: run it in a terminal (or pipe the keys into it)")
+
+
+def program(name, work, *args):
+    """Do the work of `python -m name`, and exit politely in any case."""
+    careful_streams()
+    try:
+        work(*args)
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+
+
 def main(config, train, description):
     """Run a stage from the command line: read the flags, train, and exit politely in any case."""
     # A command may import the stage that is running: this is that module, not a second copy.
     sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
     signals.listen()
     try:
-        sys.stdout, sys.stderr = shown(sys.stdout), shown(sys.stderr)
+        careful_streams()
         cfg = parse(config, description)
         command(cfg, train)(cfg)
     except UserError as error:
@@ -176,6 +204,9 @@ def main(config, train, description):
         if processes.lost(error):
             _leave(2, "another process of this run has ended, and so all do; what was saved is "
                       "whole: the same command and --resume go on")
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            _leave(2, f"--compile does not work here ({str(error).splitlines()[0][:150]}): leave "
+                      "it out; what was saved is whole")
         if not known and "allocate memory" not in str(error):  # as the CPU's allocator says it
             raise
         _leave(2, "out of memory: choose a smaller --batch, or --micro_batch, which computes the "

@@ -1,7 +1,10 @@
 """Curves of the figures that a stage logs, of one run or of several laid over each other."""
 
+import contextlib
 import functools
 import json
+import os
+import sys
 from pathlib import Path
 
 # Figures of one panel share its axis. A run shows the panels for which it has figures.
@@ -19,7 +22,7 @@ HEALTHY = Path(__file__).with_name("healthy.json")
 @functools.cache
 def healthy(stage):
     """What the default run logged: the records of a stage, none of a later round."""
-    return json.loads(HEALTHY.read_text()).get(stage, [])
+    return json.loads(HEALTHY.read_text(encoding="utf-8")).get(stage, [])
 
 
 def style(n):
@@ -32,9 +35,7 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
 
     panels: a list of names per panel; behind: records of a run for comparison, in grey.
     """
-    from matplotlib.figure import Figure  # it needs no screen, unlike pyplot; slow to import
-    from matplotlib.lines import Line2D
-
+    Figure, Line2D = _matplotlib()
     recorded = {name for records in runs.values() for record in records for name in record}
     panels = [[name for name in names if name in recorded] for names in panels]
     panels = [names for names in panels if names]
@@ -63,6 +64,19 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
         figure.legend(lines, runs, loc="outside lower center", frameon=False)
     figure.suptitle(title + (" (grey: a healthy run)" if behind else ""))
     return figure
+
+
+def _matplotlib():
+    """Classes of matplotlib, which is slow to import and here needs no screen, unlike pyplot."""
+    # The environment may name a backend that this matplotlib does not know: its import would fail.
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib.figure
+    import matplotlib.lines
+    if backend:
+        os.environ["MPLBACKEND"] = backend
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib.figure.Figure, matplotlib.lines.Line2D
 
 
 def add_line(axes, records, along, name, **look):

@@ -13,13 +13,12 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from data.run import checkpoint
-from data.run.cli import UserError, shown
+from data.run.cli import UserError, program
 
 
 def fingerprint(content):
@@ -157,8 +156,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m data.run.lineage",
                                      description="What the models of a folder were made from.")
     parser.add_argument("out", nargs="?", default="out", help="the folder (default: out)")
-    sys.stdout = shown(sys.stdout)
-    try:
-        print("\n".join(tree(parser.parse_args().out)))
-    except UserError as error:
-        sys.exit(f"data.run.lineage: {error}")
+    out = parser.parse_args().out
+    program("data.run.lineage", lambda: print("\n".join(tree(out))))

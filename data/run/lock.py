@@ -32,7 +32,8 @@ def lock(path, remedy="choose another --out"):
         return  # a file system without locks; what cannot be written is said when it is written
     _held[path] = held
     owner.write_text(json.dumps(dict(pid=os.getpid(), host=socket.gethostname(),
-                                     since=time.strftime("%Y-%m-%d %H:%M:%S"))))
+                                     since=time.strftime("%Y-%m-%d %H:%M:%S"))),
+                     encoding="utf-8")
 
 
 def unlock(path):
@@ -49,7 +50,7 @@ def _beside(path, ending):
 
 def _who(owner):
     try:
-        who = json.loads(owner.read_text())
+        who = json.loads(owner.read_text(encoding="utf-8"))
         return f" (process {who['pid']} on {who['host']}, since {who['since']})"
     except (OSError, ValueError, KeyError, TypeError):  # it is being written at this moment
         return ""

@@ -83,7 +83,8 @@ def time_left(began, done, total):
 def peak_memory():
     """The most memory this process has used, in GB; NaN on Windows, where it is unknown."""
     status = Path("/proc/self/status")
-    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+    said = status.read_text(encoding="utf-8") if status.exists() else ""
+    if peak := re.search(r"VmHWM:\s+(\d+) kB", said):
         # Linux's ru_maxrss would be that of the process that started this one, if it is larger.
         return int(peak[1]) * 1024 / 1e9
     try:
@@ -315,13 +316,16 @@ class Run:
                              curves.healthy(self.stage) if known else ())
         disk.write_figure(self.path(name), figure)
 
-    def finish(self, **results):
-        """Write results.json and say where everything is."""
+    def write_results(self, **results):
+        """Write results.json, before anything that only shows them can fail."""
         flags = {name: value for name, value in self.config.items() if name != "resume"}
         made_from = dict(seed=self.config["seed"], **self.lineage.about())
         results = dict(stage=self.stage, memory_gb=peak_memory(), **results, skipped=self.skipped,
                        config=flags, made_from=made_from)
         disk.write(self.path("results.json"), json.dumps(results, indent=1))
+
+    def finish(self):
+        """Give back the folder, and say where everything is."""
         self.progress.finish()
         unlock(self.folder)
         print(f"\n{self.stage}: {self.seconds:.0f} s; ckpt.pt, log.jsonl, curves.png and "

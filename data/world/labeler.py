@@ -366,7 +366,5 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
+    from data.run.cli import program  # which loads torch, for seconds
+    program("data.world.labeler", main)
