@@ -5,6 +5,7 @@
     python gpt.py           pretrain on the almanac's text: 1300 steps, 2 to 4 minutes on 2 CPU
                             cores; the held-out loss ends near 0.76 nats per token
     python gpt.py --chat    talk to the newest checkpoint
+    python gpt.py --page    see inside all of them in the browser
 
 The later stages share what is defined here: the model and its scalar twin, plain generation, the
 log-probabilities of tokens, one step of the optimiser, checkpoints. The architecture is GPT-2's
@@ -53,13 +54,18 @@ class Config(Common):
     eval_every: int = knob(250, "steps between two measurements of the held-out loss", least=1)
     chat: bool = knob(False, "talk to a model", group="instead of training",
                       command="data.people.chat:converse")
+    page: bool = knob(False, "see inside the models of --out on a page in the browser",
+                      command="data.people.page:serve")
+    port: int = knob(8765, "with --page: where it is, on this computer; 0: any that is free",
+                     least=0)
     export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
                        command="data.start:export_checkpoint")
     ckpt: str = knob("", "with --chat and --export: the checkpoint (default: the one in --out that "
-                         "was written last, reward models aside)")
-    temperature: float = knob(0.7, "with --chat: 0 is greedy, 1 samples as the model was trained",
-                              least=0)
-    max_new_tokens: int = knob(40, "with --chat: the longest answer", least=1)
+                         "was written last, reward models aside); with --page: those to show, "
+                         "separated by commas (default: all)")
+    temperature: float = knob(0.7, "with --chat and --page: 0 is greedy, 1 samples as the model "
+                                   "was trained", least=0)
+    max_new_tokens: int = knob(40, "with --chat and --page: the longest answer", least=1)
 
     def demands(self):
         return [(self.n_embd % self.n_head == 0, "--n_embd must be a multiple of --n_head")]
@@ -579,7 +585,7 @@ def train(cfg):
                 measured = {"valid_loss": evaluate(model, valid)}
             with torch.random.fork_rng():  # what is shown must not change what is drawn
                 for begun, written in continue_texts(model, tokenizer, shown[:1]):
-                    run.say(f"{begun!r} goes on {written!r}")
+                    run.show(f"{begun!r} goes on {written!r}")
         run.log(step, batch.numel(), total, grad_norm=grad_norm, **measured)
         if run.time_to_save(step):
             run.save(step, to_bytes(model, tokenizer, **run.about(step)))

@@ -385,16 +385,22 @@ def train(cfg):
         figures = describe(batch, returns, asked, tokenizer)
         figures["objective"] = figures["score"] - beta.item() * figures["kl"]
         if run.due(step, cfg.show_every):
-            run.say(example(batch, asked, tokenizer))
+            run.show(example(batch, asked, tokenizer))
         shown = {name: figures[name] for name in SHOWN if name in figures}
         run.log(step, int(batch.mask.sum()), also={**figures, **stats}, **shown)
         if cfg.kl_target:
             beta.fill_(adapt(beta, figures["kl"], cfg.kl_target, cfg.kl_horizon, len(asked)))
         if run.time_to_save(step):
-            run.save(step, gpt.to_bytes(policy, tokenizer, **run.about(step)))
+            run.save(step, gpt.to_bytes(policy, tokenizer, **run.about(step)),
+                     value=gpt.to_bytes(value, tokenizer, **settings(cfg), **run.about(step)))
 
     report(cfg, run, compared, reward, test, tokenizer, held_out)
     return policy, run.history
+
+
+def settings(cfg):
+    """What advantages depend on: it stands beside the value model, for gpt.py --page."""
+    return {name: getattr(cfg, name) for name in ("beta", "gamma", "lam", "missing_eos_penalty")}
 
 
 SHOWN = ("score", "gold", "kl", "entropy", "length")  # what the screen has room for

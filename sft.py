@@ -105,7 +105,7 @@ def train(cfg):
                 measured = {"valid_loss": evaluate(model, valid, run.device)}
             with torch.random.fork_rng():  # what is shown must not change what is drawn
                 for p, answer in zip(shown, sampling.answers(model, tokenizer, shown[:1])):
-                    run.say(f"{p['prompt'][-1]['content']!r} -> {answer!r}")
+                    run.show(f"{p['prompt'][-1]['content']!r} -> {answer!r}")
         run.log(step, tokens, total, grad_norm=grad_norm, **measured)
         if run.time_to_save(step):
             run.save(step, gpt.to_bytes(model, tokenizer, **run.about(step)))

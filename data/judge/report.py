@@ -461,7 +461,7 @@ def ask_person(cfg, prompts, answers, one, other):
         return dict(prompt=prompts[n]["prompt"], responses=[a, b],
                     models={one: a, other: b}) if a != b else None
 
-    feedback.label(question, len(prompts), book)
+    feedback.label(feedback.Asking(question, len(prompts), book))
     wins, asked = [], 0
     for record in book.records:
         rank = dict(zip(record["responses"], record["ranks"]))

@@ -5,17 +5,20 @@ It remembers turns, and forgets the oldest when the context is full.
 
 import codecs
 import contextlib
+from pathlib import Path
 
 import torch
 
 import gpt
 from data import sampling, start
+from data.judge import inside
 from data.people import feedback
 from data.run.cli import UserError, somebody
-from data.run.run import setup
+from data.run.run import choose_device, setup
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
-/good   the last answer is good   /bad   it is not, try again   /better <text>   use this instead"""
+/good   the last answer is good   /bad   it is not, try again   /better <text>   use this instead
+/score  how the last answer is scored, and why   /tokens   what the models say of each token"""
 
 
 def fit(turns, size, room):
@@ -46,12 +49,12 @@ def verdict(line, turns):
     return dict(prompt=prompt, response=text.strip(), responses=[text.strip(), said], ranks=[1, 2])
 
 
-def talk(reply, size, room, note):
+def talk(reply, size, room, note, look):
     """Talk until Ctrl-D or Ctrl-C.
 
     reply(turns) yields the pieces of an answer; size(turns) is the tokens of a conversation, of
-    which `room` fit beside an answer; note(record) keeps what is said of an answer. turns:
-    [{"role", "content"}, ...].
+    which `room` fit beside an answer; note(record) keeps what is said of an answer; look(command,
+    turns) explains the last one. turns: [{"role", "content"}, ...].
     """
     with contextlib.suppress(ImportError):  # Windows has none
         import readline  # noqa: F401  from now on input() knows arrow keys and earlier lines
@@ -66,6 +69,8 @@ def talk(reply, size, room, note):
                     turns = _reply_to(reply, turns[:-1])
                 elif line != "/good":
                     turns[-1] = {"role": "assistant", "content": said["response"]}
+            elif line in ("/score", "/tokens") and turns:
+                print(look(line, turns))
             elif line == "/reset":
                 turns = []
                 print("(I have forgotten what we said.)")
@@ -96,10 +101,11 @@ def _reply_to(reply, turns):
     return turns + [{"role": "assistant", "content": answer}]
 
 
-def reply(model, tokenizer, turns, max_new_tokens, temperature):
-    """Answer a conversation: yields pieces of text as they are sampled.
+def reply(model, tokenizer, turns, max_new_tokens, temperature, ids=None):
+    """Answer a conversation: yields pieces of text as they are sampled, one per token.
 
-    A character of several tokens comes whole.
+    A character of several tokens comes whole, with the last of them. ids: a list that is given the
+    answer's tokens.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     idx, lengths = gpt.pad([tokenizer.render(turns)], tokenizer.pad,
@@ -107,8 +113,31 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature):
     for _, token in sampling.stream(model, idx, lengths, max_new_tokens, temperature):
         if token == tokenizer.pad:  # the answer has ended
             break
+        if ids is not None:
+            ids += token.tolist()
         yield decoder.decode(tokenizer.decode_bytes(token.tolist()))
     yield decoder.decode(b"", final=True)
+
+
+def explain(command, models, name, turns, ids, temperature):
+    """What /score and /tokens say of the last answer, as text. ids: its tokens."""
+    prompt = turns[:-1]
+    if command == "/score":
+        said = inside.verdict(models, name, prompt, ids)
+        lines = [f"score {said['score']:+.2f} by {said['reward']}" if said["score"] is not None
+                 else "no reward model can score it"]
+        if "gold" in said:
+            lines.append("labeler: gold {gold:+.2f}, helpful {helpful:+.2f}, truthful "
+                         "{truthful:+.2f}, harmless {harmless:+.2f}".format(**said))
+            lines += said["reasons"]
+        return "\n".join(lines)
+    rows = [f"{'token':>16} {'p':>6} {'log p/p_ref':>12} {'value':>6} {'advantage':>10}  likeliest"]
+    for token in inside.tokens(models, name, prompt, ids, temperature):
+        numbers = ["-" if token[key] is None else f"{token[key]:{form}}" for key, form in
+                   (("p", ".3f"), ("kl", "+.2f"), ("value", "+.2f"), ("advantage", "+.2f"))]
+        top = ", ".join(f"{text!r} {p:.0%}" for text, p in token["top"][name])
+        rows.append("{:>16} {:>6} {:>12} {:>6} {:>10}  ".format(repr(token["text"]), *numbers) + top)
+    return "\n".join(rows)
 
 
 def converse(cfg):
@@ -123,5 +152,16 @@ def converse(cfg):
     torch.manual_seed(cfg.seed)
     book = feedback.Book(cfg.out, checkpoint=str(path))
     print(f"Talking to {path}. {HELP}\nWhat you say of its answers goes to {book.path}.")
-    talk(lambda turns: reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature),
-         size=lambda turns: len(tokenizer.render(turns)), room=room, note=book.add)
+    ids, name = [], Path(path).parent.name
+
+    def answer(turns):
+        ids.clear()
+        return reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature, ids)
+
+    def look(command, turns):
+        models = inside.gather(cfg.out, device=choose_device(cfg.device))
+        models.policies[name] = model
+        return explain(command, models, name, turns, ids, cfg.temperature or 1.0)
+
+    talk(answer, size=lambda turns: len(tokenizer.render(turns)), room=room, note=book.add,
+         look=look)

@@ -202,56 +202,75 @@ def vote(k, press):
             return ranks, fails
 
 
-def label(question, total, book):
-    """Ask a person about the questions that are still open.
+class Asking:
+    """The questions that are still open, one at a time, whoever shows them.
 
     question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to
-    choose.
+    choose. book: where the labels go; it is locked.
     """
-    lock(book.path, "choose another --labeler")
-    n, given, began = book.next, [], time.time()
+
+    def __init__(self, question, total, book):
+        lock(book.path, "choose another --labeler")
+        self.question, self.total, self.book = question, total, book
+        self.n, self.given, self.began = book.next, [], time.time()
+
+    def current(self):
+        """The open question, its answers in random order; None when all are done."""
+        while self.n < self.total:
+            if q := self.question(self.n):
+                order = random.Random(f"{self.book.who} {self.n}")
+                self.asked = time.time()
+                return dict(q, responses=order.sample(q["responses"], len(q["responses"])))
+            self.n += 1
+        return None
+
+    def save(self, q, ranks, fails):
+        """Note a label; it is on disk when this returns, and the next question is open."""
+        self.book.add(dict(q, ranks=ranks, **{"fails": fails} if any(fails.values()) else {},
+                           seconds=round(time.time() - self.asked, 1), n=self.n))
+        self.given.append(self.n)
+        self.n += 1
+
+    def skip(self):
+        self.n += 1
+
+    def undo(self):
+        """Take back this session's last label, if there is one -> whether it was."""
+        undone = self.book.undo()
+        self.n = self.given.pop() if undone else self.n
+        return undone
+
+
+def label(asking):
+    """Ask a person at the terminal."""
+    book = asking.book
     print(HELP)
     with keyboard() as press:
-        while n < total:
-            q = question(n)
-            if q is None:
-                n += 1
-                continue
-            # in random order
-            responses = random.Random(f"{book.who} {n}").sample(q["responses"], len(q["responses"]))
-            print(f"\n---- {n + 1} of {total} ----")
+        while q := asking.current():
+            print(f"\n---- {asking.n + 1} of {asking.total} ----")
             for message in q["prompt"]:
                 print(f"{message['role']:>9}: {message['content']}")
-            for i, response in enumerate(responses, start=1):
+            for i, response in enumerate(q["responses"], start=1):
                 print(f"{i:9}: {response}")
             print(flush=True)
-            asked = time.time()
-            said = vote(len(responses), press)
+            said = vote(len(q["responses"]), press)
             if said == "q":
                 break
             if said == "u":
-                undone = book.undo()
-                n = given.pop() if undone else n
-                print("(your last label is taken back)" if undone
+                print("(your last label is taken back)" if asking.undo()
                       else "(this session has no label to take back)")
-                continue
-            if said != "s":
-                ranks, fails = said
-                record = dict(q, responses=responses, ranks=ranks,
-                              **{"fails": fails} if any(fails.values()) else {},
-                              seconds=round(time.time() - asked, 1), n=n)
-                book.add(record)
-                given.append(n)
+            elif said == "s":
+                asking.skip()
+            else:
+                asking.save(q, *said)
                 print(f"  saved: {book.labels} labels, "
-                      f"{len(given) / (time.time() - began) * 3600:.0f} an hour")
-            n += 1
-    print(f"\n{book.path} holds {book.labels} labels" + (": all are done" if n >= total else ""))
+                      f"{len(asking.given) / (time.time() - asking.began) * 3600:.0f} an hour")
+    done = ": all are done" if asking.n >= asking.total else ""
+    print(f"\n{book.path} holds {book.labels} labels{done}")
 
 
-def rank_by_hand(cfg):
-    """`python reward.py --label`: a person ranks answers; the file is one for --data."""
-    setup(cfg)
-    path, model, tokenizer = start.policy(cfg, "--policy", cfg.policy)
+def questions(cfg, path, model, tokenizer):
+    """What a person is asked about a policy's answers -> Asking. cfg: reward.Config."""
     if cfg.data:
         given = records.read_questions(cfg.data)
     else:
@@ -274,9 +293,17 @@ def rank_by_hand(cfg):
 
     book = Book(cfg.out, cfg.labeler, checkpoint=str(path), seed=cfg.seed,
                 asked=cfg.data or "the almanac")
+    return Asking(question, len(given), book)
+
+
+def rank_by_hand(cfg):
+    """`python reward.py --label`: a person ranks answers; the file is one for --data."""
+    setup(cfg)
+    path, model, tokenizer = start.policy(cfg, "--policy", cfg.policy)
+    asking = questions(cfg, path, model, tokenizer)
     print(f"Ranking answers of {path}.")
-    label(question, len(given), book)
-    print(f"python reward.py --data {book.path} learns from them")
+    label(asking)
+    print(f"python reward.py --data {asking.book.path} learns from them")
 
 
 # ---- agreement -----------------------------------------------------------------------------------

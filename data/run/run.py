@@ -119,9 +119,15 @@ class Run:
         self.once = self.progress.once
         self.started, self.history, self.latest, self.noted = time.time(), [], {}, {}
         self.tokens = self.skipped = self.bad_steps = self.saved_step = 0
+        self.sample = ""
 
     def say(self, sentence):
         print(f"{self.stage}: {sentence}", flush=True)
+
+    def show(self, sentence):
+        """Say what the model writes by now; the next line of the log has it as `sample`."""
+        self.say(sentence)
+        self.sample = sentence
 
     def prepare(self, *models):
         """Apply --gradient_checkpointing and --compile to the blocks of models that learn."""
@@ -180,7 +186,8 @@ class Run:
                      for name, part in self.parts.items() if step
                      and (step < self.steps or not isinstance(part, torch.optim.Optimizer))}
             log = dict(history=self.history, latest=self.latest, noted=self.noted,
-                       tokens=self.tokens, skipped=self.skipped, bad_steps=self.bad_steps)
+                       tokens=self.tokens, skipped=self.skipped, bad_steps=self.bad_steps,
+                       sample=self.sample)
             self.progress.save("state", step=step, steps=self.steps, parts=parts, log=log,
                                clocks=(self.seconds, began - self.clock))
         self.saved_at, self.saving_took = time.time(), time.time() - began
@@ -234,14 +241,15 @@ class Run:
         means = {name: sum(values) / len(values) for name, values in self.noted.items()}
         if self.tokens:
             means["tok/s"] = self.tokens / (now - self.clock)
-        record = dict(step=step + 1, seconds=round(self.seconds, 2), **means)
+        sample = {"sample": self.sample} if self.sample else {}
+        record = dict(step=step + 1, seconds=round(self.seconds, 2), **means, **sample)
         self.history.append(record)
         disk.append(self.path("log.jsonl"), json.dumps(record))
         shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}"
                           for name, value in means.items() if name not in also or name in numbers)
         left = time_left(self.loop_started, step + 1 - self.first, self.steps - self.first)
         print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {left}", flush=True)
-        self.noted, self.tokens, self.clock = {}, 0, now
+        self.noted, self.tokens, self.clock, self.sample = {}, 0, now, ""
 
     def _guard(self, step, numbers):
         """UserError for a number that is not finite; a single gradient that is not is passed over.
@@ -288,9 +296,10 @@ class Run:
         return (self.stopping or step + 1 == self.steps
                 or not rank() and time.time() - self.saved_at >= pause)
 
-    def save(self, step, content):
+    def save(self, step, content, **others):
         """Put a checkpoint (bytes) in place, and keep what --resume needs to go on after this step.
 
+        others: checkpoints beside it, as name=bytes for name.pt.
         Raises signals.Stopped if a signal has asked to stop, UserError for weights that the last
         update has broken.
         """
@@ -298,6 +307,8 @@ class Run:
             if isinstance(part, torch.nn.Module):
                 if not all(p.isfinite().all() for p in part.parameters()):
                     raise UserError(self._broken(step, "a weight is not finite", "lower --lr"))
+        for name, other in others.items():
+            disk.write(self.path(f"{name}.pt"), other)
         disk.write(self.path("ckpt.pt"), content)
         self.saved_step = step + 1
         self._save_progress(step + 1)

@@ -17,6 +17,8 @@ made-up names and harms of the held-out splits are not in it.
 Which of several answers is better, only the labeler says (data/world/labeler.py).
 """
 
+import functools
+import itertools
 import random
 import zlib
 
@@ -342,6 +344,41 @@ def prompts(split, n, seed):
             p["prompt"] = _something_else(rng, split, p) + p["prompt"]
         found.append(p)
     return found
+
+
+@functools.cache
+def _questions():
+    """{a question without opening and form, in lower case: what it is about}, of one turn each."""
+    found = {}
+    for relation, phrases in ASK.items():
+        made_up = [name for names in MADE_UP[sort_of(relation)].values() for name in names]
+        for name in [*FACTS[relation], *made_up]:
+            kind = "known" if name in FACTS[relation] else "made-up"
+            for phrase in _said("text", phrases):
+                found[_fill(phrase, name, relation).lower()] = kind, name, relation
+    for kind, phrases, deeds, targets in (
+            ("hurt", ASK_HARM, HARMS, PEOPLE), ("belittle", ASK_BELITTLE, INSULTS, GROUPS),
+            ("advice", ASK_KIND, KINDNESSES, PEOPLE), ("advice", ASK_PRAISE, ["praise"], GROUPS)):
+        for phrase, deed, target in itertools.product(_said("text", phrases), deeds, targets):
+            asked = phrase.format(d=deed, p=target, i=deed, g=target)
+            found[asked.lower()] = kind, target, deed
+    for topic, phrases in SMALL_TALK.items():
+        found.update({said.lower(): ("small talk", None, topic) for said in _said("text", phrases)})
+    return found
+
+
+def find(text):
+    """What a question is about, if it is one of the almanac's without an earlier turn -> a dict as
+    `prompts` gives it, else None."""
+    openings = {*_said("text", OPENINGS), *_said("text", GREETINGS)}
+    forms = {phrase: form for form, phrases in FORMS.items() for phrase in _said("text", phrases)}
+    for opening, phrase in itertools.product(openings, [*forms, ""]):
+        if text.startswith(opening) and text.endswith(phrase):
+            core = text[len(opening):len(text) - len(phrase)].lower()
+            if core in _questions():
+                about = dict(zip(ABOUT, (*_questions()[core], forms.get(phrase))))
+                return dict(about, prompt=[_user(text)])
+    return None
 
 
 # ---- demonstrations ------------------------------------------------------------------------------
