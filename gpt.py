@@ -60,9 +60,9 @@ class Config(Common):
                      least=0)
     export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
                        command="data.start:export_checkpoint")
-    ckpt: str = knob("", "with --chat and --export: the checkpoint (default: the one in --out that "
-                         "was written last, reward models aside); with --page: those to show, "
-                         "separated by commas (default: all)")
+    ckpt: str = knob("", "with --chat and --export: the checkpoint; with --page: several, with "
+                         "commas between (default: the one in --out that was written last, reward "
+                         "models aside; with --page all)")
     temperature: float = knob(0.7, "with --chat and --page: 0 is greedy, 1 samples as the model "
                                    "was trained", least=0)
     max_new_tokens: int = knob(40, "with --chat and --page: the longest answer", least=1)

@@ -121,7 +121,7 @@ def test_good_bad_and_better_train_both_models(tmp_path, capsys):
     said, book = iter(["Hi", "/good", "/bad", "/better Five.", "Again", "/better", "/good", "/good?"]), feedback.Book(tmp_path, "anna")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
-        chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add)
+        chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add, look=None)
     comparisons = files.read_comparisons(book.path)
     assert [(r["responses"], r["ranks"]) for r in comparisons] == [(["Five.", "Two."], [1, 2])]  # One. is good and bad
     assert [r["response"] for r in files.read_demonstrations(book.path)] == ["One.", "Five.", "Three."]
@@ -181,6 +181,7 @@ def labels(out):
     return [json.loads(line) for line in open(path)] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_keys_may_come_through_a_pipe(out, tmp_path):
     done = subprocess.run(command(out, "--k", 2), cwd=ROOT, input="1\n2x", capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""

@@ -17,7 +17,7 @@ import reward
 import sft
 from conftest import ROOT, SMALL, one_sentence, run_stage
 from data import sampling
-from data.people.feedback import Book, label
+from data.people.feedback import Asking, Book
 from data.run import lineage
 from data.run.cli import UserError
 
@@ -275,7 +275,7 @@ def test_two_sessions_of_one_labeler_are_refused(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(UserError, match="another process writes to .*anna.jsonl"):
-        label(lambda n: None, 1, Book(tmp_path, "anna"))
+        Asking(lambda n: None, 1, Book(tmp_path, "anna"))
     Book(tmp_path, "anna").add(dict(prompt="a"))  # as a chat does: what it notes is appended, whole
     other.kill()
     other.wait()

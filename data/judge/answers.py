@@ -169,7 +169,7 @@ SHOWN = {"gold": "gold", "helpful": "helpful", "truthful": "truthful", "harmless
 def print_report(results, answers, prompts):
     """Print the figures of all models, and their answers to ten held-out prompts side by side."""
     names = list(answers)
-    print("\nheld-out prompts, sampled " + "".join(f"{name:>9}" for name in names))
+    print("\nsampled answers           " + "".join(f"{name:>9}" for name in names))
     for figure, said in SHOWN.items():
         if results["ppo"].get(figure) is not None:
             print(f"{said:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in names))

@@ -73,8 +73,8 @@ def gather(out, named="", device="cpu"):
         models = {}
         for name, path in paths.items():
             model, other, abouts[name] = gpt.load(path, kind, device, "name others with --ckpt")
-            start.same_tokenizer(other, tokenizer, path, newest, "make it anew, or name checkpoints "
-                                 "that belong together with --ckpt")
+            start.same_tokenizer(other, tokenizer, path, newest, "make it anew, or name with "
+                                 "--ckpt checkpoints that belong together")
             models[name] = model.requires_grad_(False)
         return models
 

@@ -136,7 +136,8 @@ def explain(command, models, name, turns, ids, temperature):
         numbers = ["-" if token[key] is None else f"{token[key]:{form}}" for key, form in
                    (("p", ".3f"), ("kl", "+.2f"), ("value", "+.2f"), ("advantage", "+.2f"))]
         top = ", ".join(f"{text!r} {p:.0%}" for text, p in token["top"][name])
-        rows.append("{:>16} {:>6} {:>12} {:>6} {:>10}  ".format(repr(token["text"]), *numbers) + top)
+        form = "{:>16} {:>6} {:>12} {:>6} {:>10}  {}"
+        rows.append(form.format(repr(token["text"]), *numbers, top))
     return "\n".join(rows)
 
 

@@ -96,8 +96,8 @@ class Page:
             q, found = asking.current(), {}
             if q and said.get("n") == asking.n and typed:
                 if typed == "u":
-                    found["note"] = ("your last label is taken back" if asking.undo()
-                                     else "this session has no label to take back")
+                    found["note"] = ("your last label is taken back." if asking.undo()
+                                     else "this session has no label to take back.")
                 elif typed == "s":
                     asking.skip()
                 else:
@@ -105,7 +105,7 @@ class Page:
                     if ranks is None:
                         return dict(wait=True)
                     asking.save(q, ranks, fails)
-                    found["note"] = f"saved: {asking.book.labels} labels in {asking.book.path}"
+                    found["note"] = f"saved: {asking.book.labels} labels in {asking.book.path}."
             return dict(found, n=asking.n, total=asking.total, question=asking.current(),
                         agreement=self.agreement(asking.book.records))
         return self.compute(work)
