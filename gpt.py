@@ -56,13 +56,12 @@ class Config(Common):
                       command="data.people.chat:converse")
     page: bool = knob(False, "see inside the models of --out on a page in the browser",
                       command="data.people.page:serve")
-    port: int = knob(8765, "with --page: where it is, on this computer; 0: any that is free",
-                     least=0)
+    port: int = knob(8765, "with --page: the port on this computer; 0: any free one", least=0)
     export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
                        command="data.start:export_checkpoint")
-    ckpt: str = knob("", "with --chat and --export: the checkpoint; with --page: several, with "
-                         "commas between (default: the one in --out that was written last, reward "
-                         "models aside; with --page all)")
+    ckpt: str = knob("", "with --chat and --export: the checkpoint; with --page: several, "
+                         "separated by commas (default: with --page all, otherwise the one in "
+                         "--out that was written last, reward models aside)")
     temperature: float = knob(0.7, "with --chat and --page: 0 is greedy, 1 samples as the model "
                                    "was trained", least=0)
     max_new_tokens: int = knob(40, "with --chat and --page: the longest answer", least=1)
@@ -509,8 +508,8 @@ def read_text(cfg, run):
     learned = time.time() - began
     valid = one_stream(held_out, tokenizer, run.device)
     if len(valid) <= cfg.block_size:
-        run.say(f"nothing is held out: one document in {records.ONE_IN} is not more than the "
-                f"{cfg.block_size} tokens of the context")
+        run.say(f"nothing is held out: one document in {records.ONE_IN} makes {len(valid)} tokens, "
+                f"and more than the context's {cfg.block_size} are needed")
         documents, held_out, valid = documents + held_out, [], valid[:0]
     ids = one_stream(documents, tokenizer, run.device)
     if len(ids) <= cfg.block_size:

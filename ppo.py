@@ -392,15 +392,16 @@ def train(cfg):
             beta.fill_(adapt(beta, figures["kl"], cfg.kl_target, cfg.kl_horizon, len(asked)))
         if run.time_to_save(step):
             run.save(step, gpt.to_bytes(policy, tokenizer, **run.about(step)),
-                     value=gpt.to_bytes(value, tokenizer, **settings(cfg), **run.about(step)))
+                     value=gpt.to_bytes(value, tokenizer, **settings(cfg, beta), **run.about(step)))
 
     report(cfg, run, compared, reward, test, tokenizer, held_out)
     return policy, run.history
 
 
-def settings(cfg):
-    """What advantages depend on: it stands beside the value model, for gpt.py --page."""
-    return {name: getattr(cfg, name) for name in ("beta", "gamma", "lam", "missing_eos_penalty")}
+def settings(cfg, beta):
+    """What advantages depend on: it is kept with the value model, for gpt.py --page."""
+    names = ("gamma", "lam", "temperature", "missing_eos_penalty")
+    return {"beta": beta.item(), **{name: getattr(cfg, name) for name in names}}
 
 
 SHOWN = ("score", "gold", "kl", "entropy", "length")  # what the screen has room for

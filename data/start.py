@@ -134,12 +134,12 @@ def fitting(cfg, run, name, records, held_out, encode, tokenizer, block_size):
     if left < given:
         run.say(f"{given - left} of {given:,} {name} do not fit in {block_size} tokens: left out")
     if not found[1]:
-        run.say(NOTHING_HELD_OUT)
+        run.say(NOTHING_HELD_OUT if not held_out else
+                f"nothing is held out: no held-out one of the {name} fits in the context")
     return [list(column) for part in found for column in (zip(*part) if part else ([], []))]
 
 
-NOTHING_HELD_OUT = (f"nothing is held out: every {records.ONE_IN}th prompt would be, and here are "
-                    "fewer that differ")
+NOTHING_HELD_OUT = (f"nothing is held out: there are fewer than {records.ONE_IN} different prompts")
 
 
 # ---- reward model --------------------------------------------------------------------------------
@@ -286,6 +286,8 @@ def ppo_prompts(cfg, run, policy, tokenizer):
     """Prompts to practise on, and held-out ones, that leave room for an answer."""
     if cfg.data:
         prompts, test = records.split(records.read_prompts(cfg.data))
+        run.say(f"{len(prompts):,} prompts, and {len(test):,} held out, of which the final figures "
+                f"are of {min(len(test), cfg.test_prompts):,}")
         test = test[:cfg.test_prompts]
     else:
         seed = f"ppo {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
@@ -309,8 +311,8 @@ def ppo_prompts(cfg, run, policy, tokenizer):
     if cfg.minibatches > len(prompts) % cfg.batch > 0:  # the last batch is too small to be divided
         prompts = prompts[:-(len(prompts) % cfg.batch)] or prompts
     if cfg.minibatches > len(prompts):
-        raise UserError(f"{cfg.data} holds {len(prompts)} prompts to practise on: too few for "
-                        f"--minibatches {cfg.minibatches}")
+        raise UserError(f"{cfg.data or 'the almanac'} holds {len(prompts)} prompts to practise on: "
+                        f"too few for --minibatches {cfg.minibatches}")
     return prompts, test
 
 

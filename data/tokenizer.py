@@ -20,7 +20,8 @@ import tiktoken
 SPECIALS = ("<|user|>", "<|assistant|>", "<|end|>", "<|pad|>")
 # GPT-2's way of cutting text into words before merging; merges never cross a word.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-# Text without a space, or of nothing else, is cut before it costs minutes or tiktoken's stack.
+# A run without spaces, or of nothing but spaces, is cut: it would cost minutes, or overflow
+# tiktoken's stack.
 LONGEST_WORD = 32     # characters, where merges are learned
 MOST_WORDS = 100_000  # from which merges are learned, the most frequent ones
 LONGEST_RUN = 2000    # characters, where text is encoded; GPT-2's longest tokens have 128
@@ -51,14 +52,14 @@ def train(texts, vocab_size):
             pairs[left + right] += often[i]
             places[left + right].add(i)
 
-    def in_line(pair):  # the most frequent first
+    def in_line(pair):  # the most frequent pair comes first
         return -pairs[pair], *(tokens[ord(part)] for part in pair), pair
 
     heap = [in_line(pair) for pair in pairs]  # counts may be out of date
     heapq.heapify(heap)
     while len(ranks) < vocab_size - len(SPECIALS) and heap:
-        n, left, right, pair = heapq.heappop(heap)
-        if n == 0 or -n != pairs[pair]:
+        order, left, right, pair = heapq.heappop(heap)
+        if order == 0 or -order != pairs[pair]:
             continue
         if left + right not in ranks:
             ranks[left + right] = len(tokens)

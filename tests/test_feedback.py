@@ -128,7 +128,8 @@ def test_good_bad_and_better_train_both_models(tmp_path, capsys):
     assert files.read_demonstrations(book.path)[2]["prompt"][1] == {"role": "assistant", "content": "Five."}
     assert "no counterpart" in capsys.readouterr().out
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(dict(prompt="q", response=r, verdict=v)) + "\n" for r, v in (("a", "bad"), ("b", "good"), ("c", "bad"))))
-    assert files.read_comparisons(tmp_path / "v.jsonl")[0]["ranks"] == [2, 1, 2]
+    found, = files.read_comparisons(tmp_path / "v.jsonl")
+    assert dict(zip(found["responses"], found["ranks"])) == dict(a=2, b=1, c=2)
 
 
 GOOD = [json.dumps(dict(prompt=f"q{i}", responses=["a", "b"], ranks=[1, 2])).encode() for i in range(200)]

@@ -13,6 +13,7 @@ import sft
 from conftest import SMALL
 from data.files import foreign, records
 from data.run.cli import UserError
+from data.world import almanac
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 USER, SAID, ASKED = [{"role": who, "content": text} for who, text in (("user", "Hi"), ("assistant", "Hello"), ("user", "And?"))]
@@ -92,16 +93,16 @@ def test_files_as_people_have_them(file, read, first, count, unused, capsys):
     assert (found[0].get("responses") or [found[0][name] for name in ("response",) if name in found[0]]) == first[1:]
     said = capsys.readouterr().out
     assert (f"not used: {unused}\n" in said) if unused else ("not used" not in said)
-    assert (f"{4 - count} answers called bad: passed over" in said) == (count < 4)
+    assert (f"answers called bad: {4 - count}, passed over" in said) == (count < 4)
 
 
 def test_every_format_is_recognised_by_its_example_and_by_no_other(tmp_path, capsys):
     assert len(foreign.FORMATS) >= 20
     for form in foreign.FORMATS:
         path = write(tmp_path / "data.jsonl", [form.example] * 3)
-        assert any(form.gives(wanted) for wanted in foreign.GIVES)
+        assert form.gives
         for wanted, read in dict(text=records.read_text, prompt=records.read_prompts, answer=records.read_demonstrations, comparison=records.read_comparisons).items():
-            if not form.gives(wanted):
+            if wanted not in form.gives:
                 with pytest.raises(UserError, match="such records hold no|must be"):
                     read(path)
             elif form.name.startswith(("HelpSteer", "KTO")) and wanted == "comparison":
@@ -113,23 +114,76 @@ def test_every_format_is_recognised_by_its_example_and_by_no_other(tmp_path, cap
                 assert len(found) == 3
                 if wanted == "comparison":
                     assert sorted(zip(found[0]["ranks"], found[0]["responses"])) in ([(1, "Yes?"), (2, "No")], [(1, "An old cat."), (2, "A dog.")])
-            assert f"read as {form.name}\n" in capsys.readouterr().out or not form.gives(wanted)
+            assert f"read as {form.name}\n" in capsys.readouterr().out or wanted not in form.gives
         assert form.name in foreign.__doc__
 
 
 def test_a_tree_gives_a_record_for_each_question(tmp_path):
-    replies = [dict(text="worse", role="assistant", rank=1, replies=[dict(text="more", role="prompter", replies=[dict(text="only", role="assistant", rank=None, replies=[])])]),
+    further = dict(text="more", role="prompter", replies=[dict(text="only", role="assistant", rank=None, replies=[])])
+    again = dict(text="again", role="prompter", replies=[dict(text="first", role="assistant", rank=0, replies=[]), dict(text="second", role="assistant", rank=1, replies=[])])
+    rejected = dict(text="not this", role="prompter", deleted=True, replies=[dict(text="no", role="assistant", rank=0, replies=[])])
+    replies = [dict(text="worse", role="assistant", rank=1, replies=[further, rejected, again]),
                dict(text="better", role="assistant", rank=0, replies=[]), dict(text="gone", role="assistant", rank=2, deleted=True, replies=[])]
     path = write(tmp_path / "data.jsonl", [dict(message_tree_id="1", prompt=dict(text="Hi", role="prompter", replies=replies))])
-    first, second = records.read_demonstrations(path)
+    first, second, _ = records.read_demonstrations(path)
     assert first["response"] == "better" and second["response"] == "only" and [m["content"] for m in second["prompt"]] == ["Hi", "worse", "more"]
-    assert [r["responses"] for r in records.read_comparisons(path)] == [["better", "worse"]]
+    assert [r["responses"] for r in records.read_comparisons(path)] == [["better", "worse"], ["first", "second"]]
+
+
+@pytest.mark.parametrize("record, read, expected", [
+    (dict(question="Hi", answer="x"), "demonstrations", dict(prompt=[USER], response="x")),
+    (dict(system="", question="Hi", chosen="x", rejected="y"), "comparisons", dict(prompt=[USER], responses=["x", "y"], ranks=[1, 2])),
+    (dict(prompt="Hi", question="Hi", chosen="x", rejected="y"), "comparisons", dict(prompt=[USER], responses=["x", "y"], ranks=[1, 2])),
+    (dict(prompt="Hi", responses=["x", "y"], ranks=[1, 2], verdict=None, chosen=None), "comparisons", dict(prompt=[USER], responses=["x", "y"], ranks=[1, 2])),
+    (dict(prompt=HH.format("")[:12] + "\n\nAssistant:", completion=" x", label=1.0), "demonstrations", dict(prompt=[USER], response="x")),
+    (dict(messages=[USER, *answer("x"), ASKED]), "demonstrations", dict(prompt=[USER], response="x")),
+    (dict(messages=[USER, *answer("x"), ASKED]), "prompts", dict(prompt=[USER, *answer("x"), ASKED])),
+    (dict(messages=[USER, *answer("x"), ASKED]), "text", "Hi\nx\nAnd?"),
+    (dict(messages=[dict(role="system", content=""), USER, *answer("x")]), "demonstrations", dict(prompt=[USER], response="x")),
+    (dict(instruction="Hi", output="x", label=0), "demonstrations", dict(prompt=[USER], response="x")),
+    (dict(prompt="\n\nHuman: Hi\nAssistant:", response="x"), "demonstrations", dict(prompt=[dict(role="user", content="\n\nHuman: Hi\nAssistant:")], response="x")),
+])
+def test_what_was_misread(record, read, expected, tmp_path):
+    assert getattr(records, f"read_{read}")(write(tmp_path / "data.json", [record] * 2)) == [expected] * 2
 
 
 @pytest.mark.parametrize("record, said", [
-    (dict(messages=[USER, dict(answer("x")[0], weight=0)]), "1 without an answer"),
-    (dict(prompt="Hi", response="x", weight=0), "with weight 0"),
-    (dict(instruction="Hi", output="x", train=False), "with weight 0"),
+    (dict(prompt="Hi", response_0="x", response_1="y", better_response_id=2), "must be number 0 or 1"),
+    (dict(history="Hi", human_ref_A="x", human_ref_B="y", labels=7), "must be number 0 or 1"),
+    (dict(instruction="Hi", completions=[dict(response="x", overall_score=float("nan")), dict(response="y", overall_score=1)]), "a score is not a number"),
+    (dict(instruction="Hi", completions=[dict(response="x", overall_score=10 ** 400), dict(response="y", overall_score=1)]), "int too large"),
+    (dict(messages=[USER, dict(role="tool", content="5")]), "role 'tool'"),
+    (dict(chosen=HH.format(""), rejected=HH.format("y")), "one of the two conversations has no answer"),
+])
+def test_what_makes_no_sense_is_named(record, said, tmp_path):
+    with pytest.raises(UserError, match=f"record 1: .*{said}"):
+        (records.read_demonstrations if "messages" in record else records.read_comparisons)(write(tmp_path / "data.json", [record]))
+
+
+def test_a_first_record_of_no_format_does_not_refuse_the_others(tmp_path, capsys):
+    found = records.read_demonstrations(write(tmp_path / "data.json", [dict(instruction="Hi")] + [dict(instruction="Hi", output="x")] * 200))
+    assert len(found) == 200 and "record 1: its fields are instruction: this is none of the formats" in capsys.readouterr().out
+    assert records.read_text(write(tmp_path / "data.json", [dict(text=""), dict(text="x")])) == ["x"]
+
+
+def test_more_than_nine_answers_to_a_prompt(tmp_path, capsys):
+    rated = [dict(prompt="Hi", response=str(n), helpfulness=n % 6) for n in range(12)]
+    found, = records.read_comparisons(write(tmp_path / "data.json", rated))
+    assert len(found["responses"]) == 9 and {"5", "11", "0", "6"} <= set(found["responses"]) and "3 answers beyond nine" in capsys.readouterr().out
+
+
+def test_tables_hold_numbers_and_lists_of_files_may_have_spaces(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("prompt,response_0,response_1,better_response_id\nHi,x,y,1\n")
+    (tmp_path / "b.csv").write_text("prompt,response,helpfulness\nHi,x,1\nHi,y,4\n")
+    monkeypatch.chdir(tmp_path)
+    first, second = records.read_comparisons("a.csv, b.csv,")
+    assert first["responses"] == second["responses"] == ["y", "x"]
+
+
+@pytest.mark.parametrize("record, said", [
+    (dict(messages=[USER, dict(answer("x")[0], weight=0)]), "no answer: 1, passed over"),
+    (dict(prompt="Hi", response="x", weight=0), "weight 0 or a false `train`: 1, passed over"),
+    (dict(instruction="Hi", output="x", train=False), "weight 0 or a false `train`"),
     (dict(prompt="Hi", response="x", verdict="bad"), "answers called bad"),
     (dict(prompt="Hi", completion="x", label="False"), "answers called bad"),
 ])
@@ -251,7 +305,7 @@ def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, 
     assert "record 100" in (out := capsys.readouterr().out) and "left out" in out
 
 
-@pytest.mark.parametrize("record", [dict(instruction="Add", input=5, output="6"), dict(info={}, summaries=["a", "b"], choice=0), dict(prompt="Hi", response=None),
+@pytest.mark.parametrize("record", [dict(instruction="Add", input=5, output="6"), dict(info={}, summaries=["a", "b"], choice=0), dict(prompt="Hi", response=3),
                                     dict(messages=[5]), dict(messages=[dict(role="user", content=[dict(type="image_url")])])])
 def test_a_field_of_the_wrong_type_is_named(record, tmp_path):
     path = write(tmp_path / "data.jsonl", [record])
@@ -289,3 +343,8 @@ def test_the_real_sets():
     pairs = records.read_comparisons(DATA / "instruction-data-with-preference.json")
     assert len(pairs) == 1100 and all(len(r["responses"]) == 2 for r in pairs)
     assert len(records.read_demonstrations(DATA / "instruction-data.json")) == len(records.read_text(DATA / "instruction-data.json")) == 1100
+
+
+def test_what_the_labeler_must_know_survives_the_file(tmp_path):
+    prompts = almanac.prompts("train", 200, 3)
+    assert records.read_prompts(write(tmp_path / "data.jsonl", prompts)) == prompts

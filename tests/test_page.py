@@ -84,7 +84,7 @@ def test_a_policy_has_the_reward_model_of_its_round():
     assert inside.of_round({}, "ppo") is None
 
 
-def test_score_and_tokens_in_the_chat(pipeline, capsys, monkeypatch):
+def test_score_and_tokens_in_the_chat(pipeline, tmp_path, capsys, monkeypatch):
     said = iter(["/score", "What is the capital of Cuba?", "/score", "/tokens"])
     monkeypatch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
     chat.converse(gpt.Config(out=str(pipeline[0]), max_new_tokens=8))
@@ -92,15 +92,27 @@ def test_score_and_tokens_in_the_chat(pipeline, capsys, monkeypatch):
     assert out.count("by reward") == 1 and "labeler: gold" in out  # before the first answer there is nothing to explain
     table = out[out.index("           token"):].splitlines()
     assert "log p/p_ref" in table[0] and 2 <= len([line for line in table if "%" in line]) <= 8
+    # an answer that was replaced is no longer explained; a folder without models does not end the chat
+    said = iter(["Hi", "/better Oslo", "/tokens", "/score"])
+    shutil.copytree(pipeline[0], tmp_path / "copy")
+    chat.converse(gpt.Config(out=str(tmp_path / "copy"), max_new_tokens=8))
+    assert "'<|end|>'" in (out := capsys.readouterr().out) and "'O" in out and "by reward" in out
+    said = iter(["Hi", "/better Oslo", "/score", "/good"])
+    chat.converse(gpt.Config(out=str(tmp_path / "new"), ckpt=str(pipeline[0] / "ppo" / "ckpt.pt"), max_new_tokens=8))
+    assert "there is no reward model" in (out := capsys.readouterr().out) and out.count("(noted)") == 2
 
 
-def test_models_that_do_not_belong_together_are_one_sentence(pipeline, tmp_path):
+def test_models_that_do_not_belong_together_are_one_sentence(pipeline, tmp_path, capsys):
     with pytest.raises(UserError, match="no checkpoint in"):
         inside.gather(tmp_path)
     tokenizer = Tokenizer(train(["other words"], 280))
     gpt.save(tmp_path / "other.pt", gpt.GPT(gpt.GPTConfig(tokenizer.vocab_size, 96, 1, 1, 4)), tokenizer)
     with pytest.raises(UserError, match="has another tokenizer than"):
         inside.gather(pipeline[0], f"{pipeline[0]}/sft/ckpt.pt,{tmp_path}/other.pt")
+    shutil.copytree(pipeline[0], tmp_path / "out")
+    assert list(inside.gather(tmp_path / "out", str(tmp_path / "out" / "sft" / ".." / "ppo" / "ckpt.pt")).policies) == ["ppo"]
+    left = inside.gather(tmp_path / "out", str(tmp_path / "other.pt"))  # what does not fit is left out, and named
+    assert not left.rewards and not left.values and left.reference is None and capsys.readouterr().out.count("left out") == 3
     alone = inside.gather(tmp_path, str(tmp_path / "other.pt"))
     token, = inside.tokens(alone, str(tmp_path / "other.pt"), PROMPT, [5])
     assert token["kl"] is token["value"] is token["advantage"] is None and token["p"] > 0
@@ -207,6 +219,26 @@ def test_answers_are_ranked_as_at_the_terminal(server):
     assert "taken back" in post(server, "/rank", dict(n=saved["n"], typed="u"))[1][0]["note"] and path.read_text() == ""
     skipped = post(server, "/rank", dict(n=n, typed="s"))[1][0]
     assert skipped["n"] > n and "note" not in skipped
+    asking = ours.RequestHandlerClass.page.asking
+    asking.n, asking.total, total = asking.total, asking.total, asking.n  # the last question of all
+    assert post(server, "/rank", {})[1][0]["question"] is None
+    asking.n = total
+
+
+def test_the_last_label_can_be_taken_back_and_seconds_are_those_of_the_person(server, monkeypatch):
+    ours, out = server
+    asking, sampled = ours.RequestHandlerClass.page.open_questions(), []
+    question = asking.question
+    monkeypatch.setattr(asking, "question", lambda n: sampled.append(n) or question(n))
+    n = post(server, "/rank", {})[1][0]["n"]
+    asking.total = n + 1
+    time.sleep(.3)
+    post(server, "/rank", dict(n=n, typed="1="))
+    saved = post(server, "/rank", dict(n=n, typed="1\n"))[1][0]
+    assert saved["question"] is None and asking.book.records[-1]["seconds"] >= .3
+    assert "taken back" in post(server, "/rank", dict(n=saved["n"], typed="u"))[1][0]["note"]
+    asking.total = 100
+    assert post(server, "/rank", {})[1][0]["n"] == n and len(sampled) <= 2
 
 
 def test_a_run_is_watched_while_it_writes(server):
@@ -314,6 +346,20 @@ def test_answers_are_ranked_in_a_browser_and_learned_from(tab, server):
     tab.keyboard.press("u")
     tab.locator("#agreement", has_text="taken back").wait_for()
     assert len(records.read_comparisons(path)) == 2
+    tab.get_by_role("link", name="Watch").focus()
+    tab.keyboard.press("Enter")  # a link is no answer
+    tab.get_by_role("link", name="Rank").click()
+    tab.locator(".card").nth(1).wait_for()
+    assert len(records.read_comparisons(path)) == 2
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.type("h1")
+    tab.keyboard.press("Enter")  # the order that the arrow made, and the answer that fails
+    tab.locator("#agreement", has_text="saved: 3 labels").wait_for()
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert last["ranks"][:2] == [2, 1] and last["fails"] == {"helpful": [0]}
+    tab.evaluate("for (let i = 0; i < 9; i++) document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', repeat: true}))")  # a key that is held
+    tab.wait_for_timeout(300)
+    assert len(path.read_text().splitlines()) == 3
     reward.train(reward.Config(out=str(out), data=str(path), batch=2, mix_runs=True))
 
 

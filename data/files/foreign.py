@@ -4,6 +4,7 @@ Each function below converts the records of one format, and its docstring is suc
 -m data.files.foreign` prints the list:
 """
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Callable
 OURS = "our own format"
 FORMATS = []
 # What a stage wants of a record: the fields of ours that give it, and who wants it.
-GIVES = {"text": ("text", "prompt"), "answer": ("response", "chosen"),
+GIVES = {"text": ("text", "prompt"), "answer": ("response", "completion", "chosen"),
          "comparison": ("ranks", "chosen", "verdict", "rating"), "prompt": ("prompt",)}
 STAGES = {"text": "gpt.py", "answer": "sft.py", "comparison": "reward.py", "prompt": "ppo.py"}
 
@@ -40,9 +41,11 @@ class Format:
     def example(self):
         return json.loads(self.convert.__doc__)
 
-    def gives(self, wanted):
-        """Whether such records hold what is wanted, a key of GIVES."""
-        return any(gives(ours, wanted) for ours in self.read(self.example))
+    @functools.cached_property
+    def gives(self):
+        """What such records hold, of the keys of GIVES."""
+        return [wanted for wanted in GIVES
+                if any(gives(ours, wanted) for ours in self.read(self.example))]
 
 
 def published(name, **fields):
@@ -69,7 +72,7 @@ def recognise(record, wanted):
     fitting = [form for form in FORMATS if form.fits(record)]
     for form in fitting:
         found = form.read(record)
-        if form.gives(wanted) or any(gives(ours, wanted) for ours in found):
+        if wanted in form.gives or any(gives(ours, wanted) for ours in found):
             return form.name, found
     if "prompt" in record:
         return OURS, [obey(record, record)]
@@ -82,7 +85,8 @@ def recognise(record, wanted):
 
 # ---- what fields say beside the texts, whatever the format ---------------------------------------
 
-LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
+LABELS = {**dict.fromkeys(("true", "1", "1.0"), "good"),
+          **dict.fromkeys(("false", "0", "0.0"), "bad")}
 
 
 def obey(record, ours):
@@ -92,7 +96,9 @@ def obey(record, ours):
     a false `train`, says that it is not to be learned.
     """
     label = str(dict.get(record, "label")).lower()
-    if "response" in ours and label in LABELS:
+    alone = not ours.keys().isdisjoint(("response", "completion")) and not record.keys().isdisjoint(
+        ("prompt", "completion", "messages", "conversations"))
+    if alone and label in LABELS:
         ours["verdict"] = LABELS[str(record["label"]).lower()]
     if not is_learned(record):
         ours["weight"] = 0
@@ -122,7 +128,8 @@ def text_field(record, name):
 
 
 def is_transcript(text):
-    return isinstance(text, str) and text.lstrip().startswith("Human:") and "Assistant:" in text
+    return (isinstance(text, str) and text.lstrip().startswith("Human:")
+            and "\n\nAssistant:" in text)
 
 
 def turns(prompt):
@@ -147,16 +154,18 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "human": "us
 def _message(m):
     """A message of any format -> (role, text)."""
     try:
-        role = ROLES[m["role"] if "role" in m else m["from"]]
+        role = m["role"] if "role" in m else m["from"]
         said = m["content"] if "content" in m else m["value"]
     except (KeyError, TypeError):
         raise ValueError('a message must be {"role": "system", "user" or "assistant", "content": '
                          "text}") from None
+    if role not in ROLES:
+        raise ValueError(f"a message is of the role {role!r}, which this code does not know")
     pieces = said if isinstance(said, list) else [{"text": said}]  # OpenAI's may be in pieces
     if not all(isinstance(piece, dict) and isinstance(piece.get("text"), str) for piece in pieces):
         raise ValueError("the content of a message must be a text")
     said = "".join(piece["text"] for piece in pieces)
-    return role, said
+    return ROLES[role], said
 
 
 def conversation(messages):
@@ -169,6 +178,8 @@ def conversation(messages):
                          '"content": text}')
     found, system = [], []
     for role, said in map(_message, messages):
+        if role == "system" and not said.strip():
+            continue
         if role == "system" and found and found[-1]["role"] == "user":
             found[-1]["content"] += "\n\n" + said
         elif role == "system":
@@ -183,12 +194,16 @@ def conversation(messages):
 
 
 def answered(messages):
-    """A conversation -> its prompt and its last answer that is to be learned, if there is one."""
+    """A conversation -> its prompt and its last answer that is to be learned, if there is one.
+
+    `whole`: the conversation, if the user has spoken last: a prompt that nobody has answered.
+    """
     roles = [_message(m)[0] for m in messages]
     learned = [i for i, m in enumerate(messages) if roles[i] == "assistant" and is_learned(m)]
     if learned and learned[-1] > 0:
         last = learned[-1]
-        return dict(prompt=conversation(messages[:last]), response=_message(messages[last])[1])
+        found = dict(prompt=conversation(messages[:last]), response=_message(messages[last])[1])
+        return dict(found, whole=conversation(messages)) if roles[-1] == "user" else found
     while roles and roles[-1] == "assistant":
         roles.pop()
     return dict(prompt=conversation(messages[:len(roles)]))
@@ -196,20 +211,40 @@ def answered(messages):
 
 def pair(chosen, rejected):
     """Two conversations that differ in their last answer -> a comparison."""
+    if any(not messages or _message(messages[-1])[0] != "assistant"
+           for messages in (chosen, rejected)):
+        raise ValueError("one of the two conversations has no answer")
     one, other = answered(chosen), answered(rejected)
-    if one["prompt"] != other["prompt"] or "response" not in one or "response" not in other:
+    if one["prompt"] != other["prompt"]:
         raise ValueError("the two conversations must differ in their last answer, and nowhere else")
     return dict(prompt=one["prompt"], chosen=one["response"], rejected=other["response"])
 
 
+def nine(scored):
+    """[(score, text)] -> the best five and the worst four, the best first; of nine or fewer, all.
+    """
+    scored = sorted(scored, key=lambda x: -x[0])
+    return scored if len(scored) <= 9 else scored[:5] + scored[-4:]
+
+
 def ranked(prompt, responses, scores):
-    """Answers with scores, higher for the better one -> a ranking of the best nine of them."""
-    best = sorted(zip(scores, responses), key=lambda x: -x[0])[:9]
-    ranks = [1 + sum(other > score for other, _ in best) for score, _ in best]
-    ours = dict(prompt=prompt, response=best[0][1]) if best else dict(prompt=prompt)
-    if len(best) > 1:
-        ours.update(responses=[text for _, text in best], ranks=ranks)
+    """Answers with scores, higher for the better one -> a ranking, and the best as the response."""
+    if any(score != score for score in scores):
+        raise ValueError("a score is not a number")
+    ours, found = dict(prompt=prompt), nine(zip(scores, responses))
+    if found:
+        ours["response"] = found[0][1]
+    if len(found) > 1:
+        ours.update(responses=[text for _, text in found], left_out=len(scores) - len(found),
+                    ranks=[1 + sum(other > score for other, _ in found) for score, _ in found])
     return ours
+
+
+def preferred(prompt, responses, best):
+    """Two answers, of which number `best`, 0 or 1, was preferred -> a ranking."""
+    if best not in (0, 1):
+        raise ValueError("the answer that was preferred must be number 0 or 1")
+    return ranked(prompt, responses, [best == 0, best == 1])
 
 
 def answer(value, name):
@@ -235,8 +270,12 @@ def hh_rlhf(r):
 @published("prompts that are transcripts", prompt=is_transcript)
 def transcript(r):
     r"""{"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Yes?", "rejected": " No"}"""
-    found = {name: text_field(r, name).strip() for name in ("response", "chosen", "rejected")
-             if name in r}
+    def strip(value):
+        return [strip(x) for x in value] if isinstance(value, list) else (
+            value.strip() if isinstance(value, str) else value)
+
+    names = ("response", "completion", "chosen", "rejected", "responses", "ranks", "verdict")
+    found = {name: strip(r[name]) for name in names if name in r}
     return dict(found, prompt=turns(r["prompt"]))
 
 
@@ -284,15 +323,14 @@ def openai_preferences(r):
 @published("PKU-SafeRLHF", prompt=str, response_0=str, response_1=str, better_response_id=int)
 def safe_rlhf(r):
     """{"prompt": "Hi", "response_0": "No", "response_1": "Yes?", "better_response_id": 1}"""
-    better = r["better_response_id"]
-    return ranked(r["prompt"], [r["response_0"], r["response_1"]], [better == 0, better == 1])
+    return preferred(r["prompt"], [r["response_0"], r["response_1"]], r["better_response_id"])
 
 
 @published("Stanford SHP", history=str, human_ref_A=str, human_ref_B=str, labels=int)
 def shp(r):
     """{"history": "Hi", "human_ref_A": "Yes?", "human_ref_B": "No", "labels": 1}"""
-    first = r["labels"]  # 1 if A is preferred, 0 if B is
-    return ranked(r["history"], [r["human_ref_A"], r["human_ref_B"]], [first, 1 - first])
+    best = 1 - r["labels"]  # the label is 1 if A was preferred
+    return preferred(r["history"], [r["human_ref_A"], r["human_ref_B"]], best)
 
 
 @published("HelpSteer", prompt=str, response=str, helpfulness=(int, float))
@@ -313,10 +351,8 @@ def webgpt(r):
 def tldr_comparisons(r):
     """{"info": {"subreddit": "cats", "title": "A cat", "post": "It is old."}, "summaries":
     [{"text": " An old cat."}, {"text": " A dog."}], "choice": 0}"""
-    texts = [text_field(summary, "text").strip() for summary in r["summaries"]]
-    if len(texts) != 2 or r["choice"] not in (0, 1):
-        raise ValueError('"summaries" must be two, and "choice" 0 or 1')
-    return ranked(_post(r["info"]), texts, [r["choice"] == 0, r["choice"] == 1])
+    one, other = [text_field(summary, "text").strip() for summary in r["summaries"]]
+    return preferred(_post(r["info"]), [one, other], r["choice"])
 
 
 @published("OpenAI TL;DR posts", post=str, summary=str)
@@ -341,14 +377,17 @@ def open_assistant(r):
 
 def _branches(asked, before):
     """A question of a tree and all that follow it, each with its ranked replies."""
+    def good(replies):
+        return [reply for reply in replies if not reply.get("deleted")
+                and reply.get("review_result") is not False]
+
     before = [*before, dict(role="user", content=asked["text"])]
-    good = [reply for reply in asked["replies"] if not reply.get("deleted")
-            and reply.get("review_result") is not False]
-    compared = [reply for reply in good if reply.get("rank") is not None] or good[:1]
+    replies = good(asked["replies"])
+    compared = [reply for reply in replies if reply.get("rank") is not None] or replies[:1]
     yield ranked(before, [text_field(reply, "text") for reply in compared],
                  [-(reply.get("rank") or 0) for reply in compared])
-    for reply in good:
-        for question in reply["replies"]:
+    for reply in replies:
+        for question in good(reply["replies"]):
             yield from _branches(question, [*before, dict(role="assistant", content=reply["text"])])
 
 
@@ -370,11 +409,13 @@ def dolly(r):
     return dict(prompt=asked, response=r["response"])
 
 
-@published("questions and answers (OpenOrca)", question=str,
-           response=lambda x: x is None or isinstance(x, str))
+@published("questions and answers (OpenOrca, GSM8K)", question=str,
+           prompt=lambda x: x is None)
 def questions(r):
     """{"question": "Hi", "response": "Yes?"}"""
-    return dict(prompt=r["question"], response=text_field(r, "response"))
+    found = {name: r[name] for name in ("chosen", "rejected") if name in r}
+    answers = [r[name] for name in ("response", "answer") if name in r]
+    return dict(found, prompt=r["question"], **({"response": answers[0]} if answers else {}))
 
 
 @published("ShareGPT, Vicuna", conversations=list)
@@ -407,7 +448,7 @@ def table():
     """All formats, who reads them, and an example of each."""
     lines = []
     for form in FORMATS:
-        readers = ", ".join(stage for wanted, stage in STAGES.items() if form.gives(wanted))
+        readers = ", ".join(stage for wanted, stage in STAGES.items() if wanted in form.gives)
         lines += ["", f"{form.name} ({readers})", f"    {json.dumps(form.example)}"]
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """GPT-2's published files in, files that transformers opens out: plain tensors, no class of model.
 
     python sft.py --init DIR                    DIR: config.json, model.safetensors or
-                                                pytorch_model.bin, and vocab.json, or OpenAI's
+                                                pytorch_model.bin, also in shards, and
+                                                tokenizer.json or vocab.json, or OpenAI's
                                                 encoder.json
     python sft.py --init gpt2                   the same from the Hugging Face hub: gpt2,
                                                 gpt2-medium, gpt2-large, gpt2-xl
@@ -41,7 +42,8 @@ CHAT_TEMPLATE = """\
 {%- endmacro -%}
 {%- set ns = namespace(system='', before='') -%}
 {%- for message in messages -%}
-  {%- if message['role'] == 'system' and ns.before == 'user' -%}
+  {%- if message['role'] == 'system' and not message['content'] | trim -%}
+  {%- elif message['role'] == 'system' and ns.before == 'user' -%}
     {{- '\\n\\n' + plain(message['content']) -}}
   {%- elif message['role'] == 'system' -%}
     {%- set ns.system = ns.system + message['content'] + '\\n\\n' -%}
@@ -159,12 +161,16 @@ def read_ranks(folder):
     letters = {letter: byte for byte, letter in enumerate(byte_letters())}
     tokens = {i: bytes(letters.get(c, 0) for c in token) for token, i in vocab.items()}
     tokens |= {i: token.encode() for token, i in added.items()}
-    ours = {name.encode() for name in SPECIALS}
+    ours = [name.encode() for name in SPECIALS]
+    marks = [i for name in ours for i, token in tokens.items() if token == name]
     ranks = {token: i for i, token in sorted(tokens.items()) if token not in ours}
+    if marks not in ([], [len(ranks) + i for i in range(len(ours))]):
+        raise UserError(f"{path} has some of {', '.join(SPECIALS)}, or has them elsewhere than at "
+                        "its end: choose a model with none of them")
     if list(ranks.values()) != list(range(len(ranks))):
         raise UserError(f"{path} does not number its {len(tokens)} tokens from 0 on: it is not "
                         "GPT-2's vocabulary")
-    return ranks, len(ours & set(tokens.values()))
+    return ranks, len(marks)
 
 
 def byte_letters():
@@ -252,7 +258,7 @@ def assemble(state, about, ranks, marks, where, conv1d=True):
         raise ValueError(f"it claims {n_layer} blocks")
     tokenizer, wte = Tokenizer(ranks), state["wte.weight"]
     known = len(ranks) + marks
-    if marks not in (0, len(SPECIALS)) or len(wte) < known:
+    if len(wte) < known:
         raise UserError(f"{where}: the vocabulary has {known} tokens, the model {len(wte)}: they "
                         "do not belong together")
     missing = tokenizer.vocab_size - known

@@ -22,7 +22,7 @@ import re
 from collections import Counter
 
 from data.files import rows
-from data.files.foreign import OURS, NoFormat, gives, recognise, text_field, turns
+from data.files.foreign import OURS, NoFormat, gives, ranked, recognise, text_field, turns
 from data.run.checkpoint import write
 from data.run.cli import UserError
 from data.world import almanac
@@ -73,8 +73,8 @@ def read_demonstrations(path):
             best[prompt] = max(rating, best.get(prompt, rating))
     kept = [r for r in found if r.pop("rating") in (None, best.get(json.dumps(r["prompt"])))]
     if len(kept) < len(found):
-        print(f"{path}: {len(found) - len(kept):,} answers are rated lower than another one to "
-              "their prompt: passed over")
+        print(f"{path}: answers rated lower than another one to their prompt: "
+              f"{len(found) - len(kept):,}, passed over")
     return kept
 
 
@@ -85,26 +85,30 @@ def read_comparisons(path):
     named. Answers to a prompt that were rated one at a time become one comparison; those without a
     counterpart are counted.
     """
-    records, by_prompt = {}, {}
+    records, by_prompt, beyond = {}, {}, 0
     for place, record in _read(rows.files(path), "comparison", _comparison):
         who, prompt = record.pop("labeler", None), json.dumps(record["prompt"])
         if "rating" in record:
             response, rating = record.pop("response"), record.pop("rating")
             by_prompt.setdefault(prompt, (record, {}))[1][response] = rating
             continue
-        key = (who, prompt, *sorted(record["responses"])) if who else place
+        beyond += record.pop("left_out", 0)
+        key = (who, prompt, *sorted(record["responses"])) if who else len(records)
         if key in records:
             print(f"{records[key][0]}: {who} ranked the same answers again in {place}: the later "
                   "counts")
         records[key] = place, record
     found, alone = [record for _, record in records.values()], 0
     for record, ratings in by_prompt.values():
-        ratings = dict(list(ratings.items())[-9:])
-        ranks = [1 + sum(other > mine for other in ratings.values()) for mine in ratings.values()]
-        if len(set(ranks)) > 1:
-            found.append({**record, "responses": list(ratings), "ranks": ranks})
+        if len(set(ratings.values())) > 1:
+            ranking = ranked(record["prompt"], list(ratings), list(ratings.values()))
+            beyond += ranking.pop("left_out")
+            found.append({**record, "responses": ranking["responses"], "ranks": ranking["ranks"]})
         else:
             alone += len(ratings)
+    if beyond:
+        print(f"{path}: {beyond:,} answers beyond nine to their prompt: left out, neither the best "
+              "nor the worst")
     if alone:
         lonely = (f"{path}: {alone:,} rated answers have no counterpart to the same prompt, and so "
                   "make no comparison")
@@ -186,10 +190,15 @@ class Broken:
 
 
 class Noted(dict):
-    """An object of a record, with Unix line ends, that notes in `used` which fields are read."""
+    """An object of a record, with Unix line ends, that notes in `used` which fields are read.
+
+    Fields that hold null are left out, as tables fill with it what a row does not have; but to the
+    labeler null means something.
+    """
 
     def __init__(self, fields, used):
-        super().__init__({name: _noted(value, used) for name, value in fields.items()})
+        super().__init__({name: _noted(value, used) for name, value in fields.items()
+                          if value is not None or name in almanac.ABOUT})
         self.used, self.is_read = used, False
 
     def __getitem__(self, name):
@@ -221,7 +230,7 @@ def _read(files, wanted, check):
     """
     found, broken, lines = [], Broken(), 0
     for path in files:
-        form, used, passed = None, {}, Counter()
+        form, used, passed, strange = None, {}, Counter(), ""
         for place, row, cut in rows.rows(path):
             lines += 1
             try:
@@ -238,9 +247,10 @@ def _read(files, wanted, check):
                         found.append((place, _for_stage(record, wanted, kind, check)))
                     except PassedOver as why:
                         passed[str(why)] += 1
-            except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-                if form is None and isinstance(error, NoFormat):
-                    raise UserError(f"{place}: {error}") from None
+            except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+                    RecursionError) as error:
+                if isinstance(error, NoFormat) and not strange:
+                    strange = f"{place}: {error}"
                 if cut:
                     print(f"{place}: cut in the middle: set aside")
                 elif isinstance(error, UnicodeEncodeError):
@@ -250,8 +260,10 @@ def _read(files, wanted, check):
                 else:
                     broken.append(f"{place}: {error}" if isinstance(error, ValueError)
                                   else f"{place}: a field is not what it should be ({error})")
+        if form is None and strange:
+            raise UserError(strange)
         for why, count in passed.items():
-            print(f"{path}: {count:,} {why}: passed over")
+            print(f"{path}: {why}: {count:,}, passed over")
         if unused := [str(name) for name, is_used in used.items() if not is_used]:
             more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
             print(f"{path}: not used: {', '.join(unused[:12])}{more}")
@@ -281,12 +293,14 @@ def _parse(line):
 
 def _for_stage(record, wanted, kind, check):
     """What a stage needs of a record of ours; PassedOver if the data says that it is not for it."""
+    if wanted in ("prompt", "text") and "whole" in record:
+        record = {"prompt": record["whole"]}
     if wanted != "prompt" and record.get("weight") == 0:
-        raise PassedOver("with weight 0 or a false `train`")
+        raise PassedOver("weight 0 or a false `train`")
     if wanted in ("text", "answer") and record.get("verdict") == "bad":
         raise PassedOver("answers called bad")
     if kind != OURS and not gives(record, wanted):
-        raise PassedOver(f"without a {wanted}" if wanted != "answer" else "without an answer")
+        raise PassedOver(f"no {wanted}")
     return check(record)
 
 
@@ -318,6 +332,8 @@ def _prompt(record):
 
 def _document(record):
     if "text" in record:
+        if not str(record["text"]).strip():
+            raise PassedOver("empty text")
         return text_field(record, "text").strip()
     said, name = [m["content"] for m in _messages(record)], _answer_name(record)
     return "\n".join(said + ([text_field(record, name)] if name in record else [])).strip()
@@ -370,5 +386,6 @@ def _comparison(record):
                 or not all(type(r) is int and 1 <= r < 10 ** 6 for r in ranks)):
             raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for '
                              'the best')
-        found = {"responses": responses, "ranks": ranks, **who}
+        beyond = {"left_out": record["left_out"]} if record.get("left_out") else {}
+        found = {"responses": responses, "ranks": ranks, **who, **beyond}
     return {**_prompt(record), **found}

@@ -4,6 +4,7 @@ A file of records is JSON lines, a JSON array, CSV, or parquet (if pyarrow is in
 compressed (.gz). What is none of these, such as a pointer of Git LFS, is named as what it is.
 """
 
+import contextlib
 import csv
 import gzip
 import io
@@ -19,6 +20,8 @@ LONGEST_LINE = 1_000_000        # bytes: no conversation
 LARGEST_FILE = 2_000_000_000    # bytes, unpacked: the records take several times as much memory
 LARGEST_ARRAY = 200_000_000     # bytes of one JSON value, which may take 30 times as much memory
 RECORDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+LISTS = ("prompt", "messages", "conversations", "completions")  # of dicts, in a single record
+NUMBERS = ("rating", "helpfulness", "labels", "choice", "better_response_id", "score_0", "score_1")
 ABOUT = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 
@@ -34,11 +37,14 @@ def ending(path):
 def several(paths):
     """"a,b" -> its paths; the name of one that exists may hold a comma."""
     # Path.exists would raise an OSError for a list that is longer than a name may be.
-    return [str(paths)] if os.path.exists(paths) else str(paths).split(",")
+    if os.path.exists(paths):
+        return [str(paths)]
+    return [part.strip() for part in str(paths).split(",") if part.strip()]
 
 
 def files(paths, endings=RECORDS):
-    """"file,folder" -> the files; of a folder those with such endings, which are named."""
+    """"file,folder" -> the files; of a folder those with such endings, and a line that names them.
+    """
     found = []
     for part in several(paths):
         if not Path(part).is_dir():
@@ -137,7 +143,7 @@ def _whole(path, found):
         return value
     inside = {name: x for name, x in value.items() if x and isinstance(x, list)
               and all(isinstance(row, dict) for row in x)} if isinstance(value, dict) else {}
-    if len(inside) != 1 or not {"messages", "conversations"}.isdisjoint(inside):
+    if len(inside) != 1 or not inside.keys().isdisjoint(LISTS):
         return [value]
     (name, found), = inside.items()
     print(f"{path}: the records are in its field {name!r}")
@@ -145,7 +151,7 @@ def _whole(path, found):
 
 
 def _csv(path):
-    """The rows of a CSV file as dicts: yields (line, row)."""
+    """The rows of a CSV file as dicts of texts, and of numbers in NUMBERS: yields (line, row)."""
     table = text(path)
     try:
         style = csv.Sniffer().sniff(table.split("\n", 1)[0], ",;\t")
@@ -159,6 +165,9 @@ def _csv(path):
             if None in row:
                 raise UserError(f"{path}, line {reader.line_num}: more cells than the first line "
                                 "has names: put texts with commas between quotes")
+            for name in row.keys() & NUMBERS:
+                with contextlib.suppress(ValueError, TypeError):
+                    row[name] = json.loads(row[name])
             yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}): mend the line, or "

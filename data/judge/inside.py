@@ -21,19 +21,21 @@ from data.world import almanac, labeler
 
 @dataclass
 class Models:
-    """The models of a run, which have one tokenizer, by the names of their folders."""
+    """The models of a run, which have one tokenizer. Policies are known by the names of their
+    folders, or, from elsewhere, by their paths."""
 
     tokenizer: Tokenizer
-    policies: dict   # {"gpt": GPT, "sft": ..., "ppo": ..., "ppo-2": ...}
-    rewards: dict    # {"reward": ScalarGPT, "reward-2": ...}
-    values: dict     # {"ppo": ScalarGPT}
-    settings: dict   # {"ppo": what PPO was set to, as its value model's checkpoint says}
+    policies: dict     # {"gpt": GPT, "sft": ..., "ppo": ..., "ppo-2": ...}
+    paths: dict        # of the policies
+    reference: object  # the SFT model, a GPT; None if there is none that fits
+    rewards: dict      # {"reward": ScalarGPT, "reward-2": ...}
+    values: dict       # {"ppo": ScalarGPT}
+    settings: dict     # {"ppo": what PPO was set to, as its value model's checkpoint says}
 
     @property
     def context(self):
-        """The most tokens that all of them read."""
-        every = [*self.policies.values(), *self.rewards.values(), *self.values.values()]
-        return min(model.config.block_size for model in every)
+        """The most tokens that all policies read."""
+        return min(model.config.block_size for model in self.policies.values())
 
 
 def round_of(name):
@@ -48,39 +50,51 @@ def of_round(models, name):
     return (same or [*models] or [None])[-1]
 
 
+def stages(out, stage, file="ckpt.pt"):
+    """{folder's name: path} of a stage's rounds."""
+    found = [p for p in Path(out).glob(f"{stage}*/{file}")
+             if re.fullmatch(rf"{stage}(-\d+)?", p.parent.name)]
+    return {p.parent.name: p for p in sorted(found, key=lambda p: round_of(p.parent.name))}
+
+
 def gather(out, named="", device="cpu"):
     """The models of the folder `out`, of policies only the named ones, "a.pt,b.pt" -> Models.
 
-    UserError if there is no policy, or if two models have different tokenizers.
+    Other models that do not fit these policies are left out, and named. UserError if there is no
+    policy, or if two policies have different tokenizers.
     """
-    def stages(stage, file="ckpt.pt"):
-        found = [p for p in Path(out).glob(f"{stage}*/{file}")
-                 if re.fullmatch(rf"{stage}(-\d+)?", p.parent.name)]
-        return {p.parent.name: p for p in sorted(found, key=lambda p: round_of(p.parent.name))}
-
-    policies = {**stages("gpt"), **stages("sft"), **stages("ppo")}
+    paths = {**stages(out, "gpt"), **stages(out, "sft"), **stages(out, "ppo")}
     if named:
-        by_path = {str(path): name for name, path in policies.items()}
-        policies = {by_path.get(path, path): path for path in rows.several(named)}
-    if not policies:
+        names = {path.resolve(): name for name, path in paths.items()}
+        paths = {names.get(Path(p).resolve(), p): Path(p) for p in rows.several(named)}
+    if not paths:
         raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name some with "
                         "--ckpt")
-    newest = list(policies.values())[-1]
-    _, tokenizer, _ = gpt.load(newest, gpt.GPT, device, "name a policy with --ckpt")
-    abouts = {}
+    models, tokenizer = Models(None, {}, paths, None, {}, {}, {}), None
+    for name, path in reversed(paths.items()):
+        policy, other, _ = gpt.load(path, gpt.GPT, device, "name a policy with --ckpt")
+        tokenizer = tokenizer or other
+        start.same_tokenizer(other, tokenizer, path, list(paths.values())[-1], "make it anew, or "
+                             "name with --ckpt checkpoints that belong together")
+        models.policies = {name: policy.requires_grad_(False), **models.policies}
+    models.tokenizer = tokenizer
 
     def read(paths, kind):
-        models = {}
         for name, path in paths.items():
-            model, other, abouts[name] = gpt.load(path, kind, device, "name others with --ckpt")
-            start.same_tokenizer(other, tokenizer, path, newest, "make it anew, or name with "
-                                 "--ckpt checkpoints that belong together")
-            models[name] = model.requires_grad_(False)
-        return models
+            model, other, about = gpt.load(path, kind, device, "make it anew")
+            if other == tokenizer and model.config.block_size >= models.context:
+                yield name, model.requires_grad_(False), about
+            else:
+                print(f"{path} has another tokenizer, or a shorter context, than the policies: "
+                      "left out")
 
-    policies, rewards = read(policies, gpt.GPT), read(stages("reward"), gpt.ScalarGPT)
-    values = read(stages("ppo", "value.pt"), gpt.ScalarGPT)
-    return Models(tokenizer, policies, rewards, values, {name: abouts[name] for name in values})
+    models.reference = models.policies.get("sft") or next(
+        (model for _, model, _ in read(stages(out, "sft"), gpt.GPT)), None)
+    for name, model, _ in read(stages(out, "reward"), gpt.ScalarGPT):
+        models.rewards[name] = model
+    for name, model, about in read(stages(out, "ppo", "value.pt"), gpt.ScalarGPT):
+        models.values[name], models.settings[name] = model, about
+    return models
 
 
 @torch.no_grad()
@@ -90,28 +104,32 @@ def tokens(models, name, prompt, answer, temperature=1.0):
     prompt: messages; answer: ids, with <|end|> if it ended. Of each token: its `text`, its
     probability `p`, `kl` = log p - log p_ref against the SFT model, `top`, the five likeliest
     tokens of every policy with their probabilities, and of PPO's, in units of the score, `value`
-    before the token and `advantage`. What no model can say is None.
+    before the token and `advantage`. What no model can say is None. All is at the temperature of
+    PPO, or at the given one if there was no PPO.
     """
     tokenizer, asked = models.tokenizer, models.tokenizer.render(prompt)
     idx, lengths = gpt.pad([asked + answer], tokenizer.pad, device_of(models))
     mask = gpt.response_mask(lengths.new_tensor([len(asked)]), lengths, idx.shape[1])
-    logp, likeliest = {}, {}
+    value, judge = of_round(models.values, name), of_round(models.rewards, name)
+    settings = models.settings.get(value, {"temperature": temperature})
+    temperature, likeliest = settings["temperature"], {}
     for key, model in models.policies.items():
-        logp[key] = gpt.token_logprobs(model, idx, temperature, mask)  # (1, T-1)
         state = model.hidden(idx)[0, :-1][mask[0]]  # (answer tokens, C)
         top = gpt.action_logits(model, state, temperature).softmax(-1).topk(5)
         likeliest[key] = [[(shown(tokenizer, i), p) for i, p in zip(*row)]
                           for row in zip(top.indices.tolist(), top.values.tolist())]
-    found = dict(p=logp[name].exp())
-    if "sft" in models.policies:
-        found["kl"] = logp[name] - logp["sft"]
-    if (key := of_round(models.values, name)) and models.rewards and "kl" in found:
-        said = models.settings[key]
-        score = score_responses(models.rewards[of_round(models.rewards, name)], idx, lengths, mask,
-                                said["missing_eos_penalty"])
-        rewards = ppo.kl_rewards(score, logp[name], logp["sft"], mask, said["beta"])
-        found["value"] = models.values[key](idx)[:, :-1]
-        found["advantage"], _ = ppo.gae(rewards, found["value"], mask, said["gamma"], said["lam"])
+    logp, found = gpt.token_logprobs(models.policies[name], idx, temperature, mask), {}
+    found["p"] = logp.exp()
+    if models.reference:
+        logp_ref = gpt.token_logprobs(models.reference, idx, temperature, mask)
+        found["kl"] = logp - logp_ref
+    if models.reference and value and judge:
+        score = score_responses(models.rewards[judge], idx, lengths, mask,
+                                settings["missing_eos_penalty"])
+        rewards = ppo.kl_rewards(score, logp, logp_ref, mask, settings["beta"])
+        found["value"] = models.values[value](idx)[:, :-1]
+        found["advantage"], _ = ppo.gae(rewards, found["value"], mask, settings["gamma"],
+                                        settings["lam"])
     columns = {key: x[0, mask[0]].tolist() for key, x in found.items()}
     return [dict(text=shown(tokenizer, i), top={key: rows[t] for key, rows in likeliest.items()},
                  **{key: columns[key][t] if key in columns else None

@@ -5,7 +5,6 @@ It remembers turns, and forgets the oldest when the context is full.
 
 import codecs
 import contextlib
-from pathlib import Path
 
 import torch
 
@@ -70,7 +69,10 @@ def talk(reply, size, room, note, look):
                 elif line != "/good":
                     turns[-1] = {"role": "assistant", "content": said["response"]}
             elif line in ("/score", "/tokens") and turns:
-                print(look(line, turns))
+                try:
+                    print(look(line, turns))
+                except UserError as error:
+                    print(f"({error})")
             elif line == "/reset":
                 turns = []
                 print("(I have forgotten what we said.)")
@@ -121,11 +123,16 @@ def reply(model, tokenizer, turns, max_new_tokens, temperature, ids=None):
 
 def explain(command, models, name, turns, ids, temperature):
     """What /score and /tokens say of the last answer, as text. ids: its tokens."""
-    prompt = turns[:-1]
+    prompt, tokenizer = turns[:-1], models.tokenizer
+    if tokenizer.decode(ids) != turns[-1]["content"]:  # /better has put another one in its place
+        ids = [*tokenizer.encode(turns[-1]["content"]), tokenizer.end]
     if command == "/score":
         said = inside.verdict(models, name, prompt, ids)
-        lines = [f"score {said['score']:+.2f} by {said['reward']}" if said["score"] is not None
-                 else "no reward model can score it"]
+        if said["score"] is not None:
+            lines = [f"score {said['score']:+.2f} by {said['reward']}"]
+        else:
+            lines = ["there is no reward model" if not said["reward"] else "an empty answer has no "
+                     "score"]
         if "gold" in said:
             lines.append("labeler: gold {gold:+.2f}, helpful {helpful:+.2f}, truthful "
                          "{truthful:+.2f}, harmless {harmless:+.2f}".format(**said))
@@ -153,15 +160,15 @@ def converse(cfg):
     torch.manual_seed(cfg.seed)
     book = feedback.Book(cfg.out, checkpoint=str(path))
     print(f"Talking to {path}. {HELP}\nWhat you say of its answers goes to {book.path}.")
-    ids, name = [], Path(path).parent.name
+    ids = []
 
     def answer(turns):
         ids.clear()
         return reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature, ids)
 
     def look(command, turns):
-        models = inside.gather(cfg.out, device=choose_device(cfg.device))
-        models.policies[name] = model
+        models = inside.gather(cfg.out, str(path), choose_device(cfg.device))
+        name, = models.policies
         return explain(command, models, name, turns, ids, cfg.temperature or 1.0)
 
     talk(answer, size=lambda turns: len(tokenizer.render(turns)), room=room, note=book.add,

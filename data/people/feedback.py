@@ -213,16 +213,18 @@ class Asking:
         lock(book.path, "choose another --labeler")
         self.question, self.total, self.book = question, total, book
         self.n, self.given, self.began = book.next, [], time.time()
+        self.open, self.asked = None, 0.0  # (n, the question), and when it was asked
 
     def current(self):
         """The open question, its answers in random order; None when all are done."""
-        while self.n < self.total:
+        while self.n < self.total and (not self.open or self.open[0] != self.n):
             if q := self.question(self.n):
-                order = random.Random(f"{self.book.who} {self.n}")
-                self.asked = time.time()
-                return dict(q, responses=order.sample(q["responses"], len(q["responses"])))
-            self.n += 1
-        return None
+                responses = q["responses"]
+                order = random.Random(f"{self.book.who} {self.n}").sample(responses, len(responses))
+                self.open, self.asked = (self.n, dict(q, responses=order)), time.time()
+            else:
+                self.n += 1
+        return self.open[1] if self.n < self.total else None
 
     def save(self, q, ranks, fails):
         """Note a label; it is on disk when this returns, and the next question is open."""

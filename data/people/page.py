@@ -5,6 +5,7 @@ answers are ranked by hand, as by `reward.py --label`; a run is watched. The pag
 beside this file. Nothing is loaded from elsewhere, and nobody but this computer can reach it.
 """
 
+import contextlib
 import json
 import random
 import secrets
@@ -28,7 +29,8 @@ WATCHED = ("score", "gold", "kl", "loss", "valid_loss", "accuracy", "sample")
 
 
 class Page:
-    """What the page asks for: each public method takes a dict and returns one, or yields several.
+    """What the page asks for: the methods of Handler.PATHS take a dict and return one, or yield
+    several.
 
     Models compute one at a time, in a thread of their own: an answer takes its turn for each token,
     so that several are written side by side.
@@ -47,16 +49,21 @@ class Page:
     def compute(self, work, *args):
         return self.worker.submit(work, *args).result()
 
-    def models_there_are(self, said):
+    def policies(self, said):
         """The names of the policies, and a question that the labeler can judge."""
         single = [p for p in self.questions if len(p["prompt"]) == 1]
         return dict(policies=list(self.models.policies), out=self.cfg.out,
                     question=random.choice(single)["prompt"][0]["content"])
 
+    def model(self, said):
+        if said["model"] not in self.models.policies:
+            raise ValueError(f"there is no model {said['model']!r}")
+        return self.models.policies[said["model"]]
+
     def answer(self, said):
         """{model, turns} -> yields {id, text} for each token, at last {dropped}: forgotten turns.
         """
-        model, tokenizer, ids = self.models.policies[said["model"]], self.models.tokenizer, []
+        model, tokenizer, ids = self.model(said), self.models.tokenizer, []
 
         def size(turns):
             return len(tokenizer.render(turns))
@@ -75,7 +82,7 @@ class Page:
     def explain(self, said):
         """{model, turns, ids}: the conversation before an answer, and its tokens -> what the models
         say of each token and of the whole."""
-        ids, tokenizer = said["ids"], self.models.tokenizer
+        ids, tokenizer, _ = said["ids"], self.models.tokenizer, self.model(said)
         if not 0 < len(ids) <= self.cfg.max_new_tokens or not all(
                 type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids):
             raise ValueError("ids must be those of an answer")
@@ -94,13 +101,13 @@ class Page:
         def work():
             asking, typed = self.open_questions(), said.get("typed", "")
             q, found = asking.current(), {}
-            if q and said.get("n") == asking.n and typed:
+            if said.get("n") == asking.n and typed:
                 if typed == "u":
                     found["note"] = ("your last label is taken back." if asking.undo()
                                      else "this session has no label to take back.")
-                elif typed == "s":
+                elif q and typed == "s":
                     asking.skip()
-                else:
+                elif q:
                     ranks, fails = feedback.read_keys(typed, len(q["responses"]))
                     if ranks is None:
                         return dict(wait=True)
@@ -113,10 +120,10 @@ class Page:
     def open_questions(self):
         if not self.asking:
             name, policy = list(self.models.policies.items())[-1]
+            path = self.models.paths[name]
             cfg = reward.Config(out=self.cfg.out, seed=self.cfg.seed,
                                 max_new_tokens=self.cfg.max_new_tokens)
-            self.asking = feedback.questions(cfg, Path(self.cfg.out) / name / "ckpt.pt", policy,
-                                             self.models.tokenizer)
+            self.asking = feedback.questions(cfg, path, policy, self.models.tokenizer)
         return self.asking
 
     def agreement(self, labels):
@@ -168,20 +175,23 @@ class Handler(BaseHTTPRequestHandler):
     """The page at GET /, and a method of Page at each POST; others' pages and names are refused."""
 
     page, html, nonce, timeout = None, "", "", 60
-    PATHS = {"/models": "models_there_are", "/answer": "answer", "/explain": "explain",
+    PATHS = {"/models": "policies", "/answer": "answer", "/explain": "explain",
              "/rank": "rank", "/watch": "watch"}
 
     def is_ours(self):
         """Whether the request comes from our page. Another page could have its name resolved to
         127.0.0.1, or post here: both show in the headers that the browser writes."""
-        names = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
+        port = self.server.server_port
+        names = [f"{name}:{port}" for name in ("127.0.0.1", "localhost")]
+        if port == 80:  # which browsers leave out
+            names += ["127.0.0.1", "localhost"]
         origin = self.headers.get("Origin")
         return self.headers.get("Host") in names and (
             origin is None or origin.removeprefix("http://") in names)
 
     def do_GET(self):
         if not self.is_ours():
-            self.send_error(403, "this page is for this computer only")
+            self.refuse()
         elif self.path != "/":
             self.send_error(404)
         else:
@@ -192,8 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         json_sent = self.headers.get("Content-Type", "").startswith("application/json")
         if not self.is_ours() or not json_sent:
-            return self.send_error(403, "this page is for this computer only")
-        if self.path not in self.PATHS or not length.isdigit():
+            return self.refuse()
+        if self.path not in self.PATHS or not (length.isascii() and length.isdigit()):
             return self.send_error(404)
         if int(length) > LONGEST:
             return self.send_error(413, f"at most {LONGEST:,} bytes")
@@ -203,10 +213,16 @@ class Handler(BaseHTTPRequestHandler):
             found = getattr(self.page, self.PATHS[self.path])(said)
             for part in [found] if isinstance(found, dict) else found:
                 self.say(part)
-        except ConnectionError:
+        except OSError:
             pass  # the tab was closed: its answer stops here
-        except (UserError, ValueError, LookupError, TypeError, AttributeError) as error:
-            self.say(dict(error=str(error)))
+        except (UserError, ValueError, LookupError, TypeError, AttributeError,
+                RuntimeError) as error:
+            with contextlib.suppress(OSError):
+                self.say(dict(error=str(error)))
+
+    def refuse(self):
+        self.send_error(403, "open this page on its own computer, as http://127.0.0.1:"
+                             f"{self.server.server_port}/")
 
     def begin(self, status, kind):
         self.send_response(status)
@@ -249,4 +265,5 @@ def serve(cfg):
     try:
         ours.serve_forever()
     except KeyboardInterrupt:
+        ours.RequestHandlerClass.page.worker.shutdown(wait=False, cancel_futures=True)
         print("\nGoodbye.")

@@ -67,7 +67,7 @@ def draw(runs, panels=PANELS, along="step", title="", behind=()):
 
 
 def _matplotlib():
-    """Classes of matplotlib, which is slow to import and here needs no screen, unlike pyplot."""
+    """Two classes of matplotlib. It is slow to import; unlike pyplot, they need no screen."""
     # The environment may name a backend that this matplotlib does not know: its import would fail.
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     import matplotlib.figure
