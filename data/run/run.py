@@ -4,6 +4,7 @@
     out/<stage>/curves.png     the same, drawn
     out/<stage>/ckpt.pt        the newest checkpoint, always whole
     out/<stage>/results.json   what the stage achieved
+    out/ppo/value.pt           the value model of the policy beside it
     out/<stage>/resume/        until the run is finished: what --resume needs (data/run/progress.py)
 
 A second run in the same folder keeps the first one's checkpoint and log as ckpt.prev.pt and
