@@ -183,8 +183,7 @@ def rankings(cfg, run, sft_model, tokenizer):
     typical: records on whose answers the scores will be normalised.
     """
     if cfg.data:
-        found = read_comparisons(cfg.data)
-        records, test = split(start.preferring(cfg, run, found))
+        records, test = split(start.preferring(cfg, run, read_comparisons(cfg.data)))
         run.lineage.made(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
         run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
         return records, test, records[:500]

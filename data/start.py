@@ -134,12 +134,15 @@ def fitting(cfg, run, name, records, held_out, encode, tokenizer, block_size):
     if left < given:
         run.say(f"{given - left} of {given:,} {name} do not fit in {block_size} tokens: left out")
     if not found[1]:
-        run.say(NOTHING_HELD_OUT if not held_out else
-                f"nothing is held out: no held-out one of the {name} fits in the context")
+        run.say(nothing_is_held_out(held_out))
     return [list(column) for part in found for column in (zip(*part) if part else ([], []))]
 
 
-NOTHING_HELD_OUT = (f"nothing is held out: there are fewer than {records.ONE_IN} different prompts")
+def nothing_is_held_out(given):
+    """Why: `given` are the records that were held out, of which none fits."""
+    return "nothing is held out: " + (
+        "what would be does not fit in the context" if given else
+        f"there are fewer than {records.ONE_IN} different prompts")
 
 
 # ---- reward model --------------------------------------------------------------------------------
@@ -295,14 +298,15 @@ def ppo_prompts(cfg, run, policy, tokenizer):
         test = almanac.prompts("test", cfg.test_prompts, cfg.seed)
     run.lineage.made(f"{run.stage}/prompts", records.to_jsonl(prompts))
     run.lineage.made(f"{run.stage}/held_out", records.to_jsonl(test))
-    given, context = len(prompts) + len(test), policy.config.block_size
+    given, context, held_out = len(prompts) + len(test), policy.config.block_size, test
     prompts = sampling.with_room(policy, tokenizer, prompts, cfg.max_new_tokens)
     test = sampling.with_room(policy, tokenizer, test, cfg.max_new_tokens)
     if left_out := given - len(prompts) - len(test):
         run.say(f"{left_out} of {given} prompts leave no room for {cfg.max_new_tokens} tokens in "
                 f"the context of {context}: left out")
     if prompts and not test:
-        run.say(f"{NOTHING_HELD_OUT}; the models are compared on prompts they have practised on")
+        run.say(f"{nothing_is_held_out(held_out)}; the models are compared on prompts they have "
+                "practised on")
         test = prompts[:cfg.test_prompts]
     if not prompts:
         raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for "

@@ -21,7 +21,6 @@ import functools
 import json
 import math
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +38,7 @@ from data.judge import answers as judging
 from data.judge.figures import markdown, read_results
 from data.run import curves as drawn
 from data.run.checkpoint import read_json, write_figure
-from data.run.cli import UserError
+from data.run.cli import program
 from data.run.run import in_round, time_left
 from data.world import almanac, labeler
 
@@ -567,7 +566,5 @@ if __name__ == "__main__":
         if not (root / "ppo" / "results.json").exists():
             parser.error(f"{root}/ppo/results.json not found: run the four stages with --out "
                          f"{root} first")
-    try:
-        print(table(EXPERIMENTS[args.experiment](args.pipelines)))
-    except UserError as error:
-        sys.exit(f"experiments: {error}")
+    program("notebooks.experiments",
+            lambda: print(table(EXPERIMENTS[args.experiment](args.pipelines))))

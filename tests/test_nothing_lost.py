@@ -287,7 +287,7 @@ def test_two_sessions_of_one_labeler_are_refused(tmp_path):
 def test_what_is_printed_cannot_steer_the_terminal(tmp_path):
     steering = "\x1b[2Jred\rgone \u202eleft\x9b0m\x07"
     (tmp_path / "text").write_text(steering, encoding="utf-8")
-    code = "import sys, json; from data.run.cli import shown; sys.stdout = shown(sys.stdout); print(open(sys.argv[1]).read(), sys.argv[2])"
+    code = "import sys, json; from data.run.terminal import shown; sys.stdout = shown(sys.stdout); print(open(sys.argv[1]).read(), sys.argv[2])"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "text"), steering], cwd=ROOT, capture_output=True)
     # Python's own reading of a text file makes a newline of the carriage return
     assert done.returncode == 0 and done.stdout.decode() == r"\x1b[2Jred" + "\n" + r"gone \u202eleft\x9b0m\x07 \x1b[2Jred\rgone \u202eleft\x9b0m\x07" + "\n"

@@ -71,7 +71,11 @@ def read_demonstrations(path):
         if (rating := record["rating"]) is not None:
             prompt = json.dumps(record["prompt"])
             best[prompt] = max(rating, best.get(prompt, rating))
-    kept = [r for r in found if r.pop("rating") in (None, best.get(json.dumps(r["prompt"])))]
+    kept = []
+    for record in found:
+        rating = record.pop("rating")
+        if rating is None or rating == best[json.dumps(record["prompt"])]:
+            kept.append(record)
     if len(kept) < len(found):
         print(f"{path}: answers rated lower than another one to their prompt: "
               f"{len(found) - len(kept):,}, passed over")

@@ -63,9 +63,10 @@ def files(paths, endings=RECORDS):
 # ---- what is in them -----------------------------------------------------------------------------
 
 
-def _limit(path):
-    """How many bytes a file may unpack to: text packs 3 to 15 times, a bomb up to 1000 times."""
-    return min(LARGEST_FILE, max(50_000_000, 30 * regular(path).st_size))
+def _limit(size):
+    """How many bytes a file of this size may unpack to: text packs 3 to 15 times, a bomb up to 1000
+    times."""
+    return min(LARGEST_FILE, max(50_000_000, 30 * size))
 
 
 def content(path):
@@ -73,7 +74,7 @@ def content(path):
     try:
         size, limit = regular(path).st_size, LARGEST_FILE  # a pipe would wait for its writer
         if Path(path).suffix == ".gz":
-            limit = _limit(path)
+            limit = _limit(size)
             with gzip.open(path) as file:
                 found = file.read(limit + 1)
             size = len(found)
@@ -181,7 +182,7 @@ def _parquet(path):
     except ImportError:
         raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
     try:
-        limit, size = _limit(path), 0
+        limit, size = _limit(regular(path).st_size), 0
         with pyarrow.parquet.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             size = sum(group.total_byte_size for group in groups)  # of what is packed

@@ -37,6 +37,10 @@ class Models:
         """The most tokens that all policies read."""
         return min(model.config.block_size for model in self.policies.values())
 
+    @property
+    def device(self):
+        return next(iter(self.policies.values())).wte.weight.device
+
 
 def round_of(name):
     """"ppo-2" -> 2; what has no number is of round 1."""
@@ -107,8 +111,8 @@ def tokens(models, name, prompt, answer, temperature=1.0):
     before the token and `advantage`. What no model can say is None. All is at the temperature of
     PPO, or at the given one if there was no PPO.
     """
-    tokenizer, asked = models.tokenizer, models.tokenizer.render(prompt)
-    idx, lengths = gpt.pad([asked + answer], tokenizer.pad, device_of(models))
+    asked, text = models.tokenizer.render(prompt), models.tokenizer.encoding.decode
+    idx, lengths = gpt.pad([asked + answer], models.tokenizer.pad, models.device)
     mask = gpt.response_mask(lengths.new_tensor([len(asked)]), lengths, idx.shape[1])
     value, judge = of_round(models.values, name), of_round(models.rewards, name)
     settings = models.settings.get(value, {"temperature": temperature})
@@ -116,7 +120,7 @@ def tokens(models, name, prompt, answer, temperature=1.0):
     for key, model in models.policies.items():
         state = model.hidden(idx)[0, :-1][mask[0]]  # (answer tokens, C)
         top = gpt.action_logits(model, state, temperature).softmax(-1).topk(5)
-        likeliest[key] = [[(shown(tokenizer, i), p) for i, p in zip(*row)]
+        likeliest[key] = [[(text([i]), p) for i, p in zip(*row)]
                           for row in zip(top.indices.tolist(), top.values.tolist())]
     logp, found = gpt.token_logprobs(models.policies[name], idx, temperature, mask), {}
     found["p"] = logp.exp()
@@ -131,21 +135,10 @@ def tokens(models, name, prompt, answer, temperature=1.0):
         found["advantage"], _ = ppo.gae(rewards, found["value"], mask, settings["gamma"],
                                         settings["lam"])
     columns = {key: x[0, mask[0]].tolist() for key, x in found.items()}
-    return [dict(text=shown(tokenizer, i), top={key: rows[t] for key, rows in likeliest.items()},
+    return [dict(text=text([i]), top={key: rows[t] for key, rows in likeliest.items()},
                  **{key: columns[key][t] if key in columns else None
                     for key in ("p", "kl", "value", "advantage")})
             for t, i in enumerate(answer)]
-
-
-def device_of(models):
-    return next(next(iter(models.policies.values())).parameters()).device
-
-
-def shown(tokenizer, token):
-    """A token as text; the special ones by their names."""
-    if token < len(tokenizer.ranks):
-        return tokenizer.decode([token])
-    return tokenizer.encoding.decode([token])
 
 
 @torch.no_grad()
@@ -159,7 +152,7 @@ def verdict(models, name, prompt, answer):
     found = dict(reward=key, score=None)
     if key:
         words = [i for i in answer if i != models.tokenizer.end]
-        idx, lengths = gpt.pad([asked + words], models.tokenizer.pad, device_of(models))
+        idx, lengths = gpt.pad([asked + words], models.tokenizer.pad, models.device)
         found["score"] = models.rewards[key].score(idx, lengths).item() if words else None
     if about := almanac.find(prompt[-1]["content"]):
         judged = labeler.judge(about, models.tokenizer.decode(answer))

@@ -5,6 +5,7 @@ It remembers turns, and forgets the oldest when the context is full.
 
 import codecs
 import contextlib
+import functools
 
 import torch
 
@@ -166,10 +167,13 @@ def converse(cfg):
         ids.clear()
         return reply(model, tokenizer, turns, cfg.max_new_tokens, cfg.temperature, ids)
 
+    @functools.cache
+    def models():
+        return inside.gather(cfg.out, str(path), choose_device(cfg.device))
+
     def look(command, turns):
-        models = inside.gather(cfg.out, str(path), choose_device(cfg.device))
-        name, = models.policies
-        return explain(command, models, name, turns, ids, cfg.temperature or 1.0)
+        name, = models().policies
+        return explain(command, models(), name, turns, ids, cfg.temperature or 1.0)
 
     talk(answer, size=lambda turns: len(tokenizer.render(turns)), room=room, note=book.add,
          look=look)

@@ -25,7 +25,7 @@ from data.run.run import choose_device, setup
 from data.world import almanac
 
 LONGEST = 1_000_000  # bytes of a request
-WATCHED = ("score", "gold", "kl", "loss", "valid_loss", "accuracy", "sample")
+WATCHED = ("step", "score", "gold", "kl", "loss", "valid_loss", "accuracy", "sample")
 
 
 class Page:
@@ -43,7 +43,8 @@ class Page:
         if self.room < 1:
             raise UserError(f"--max_new_tokens must be at most {self.models.context - 1}, the "
                             "context of the models less one")
-        self.questions = almanac.prompts("test", 1000, cfg.seed)
+        self.questions = [p["prompt"][0]["content"] for p in almanac.prompts("test", 1000, cfg.seed)
+                          if len(p["prompt"]) == 1]
         self.worker = ThreadPoolExecutor(1)
 
     def compute(self, work, *args):
@@ -51,30 +52,26 @@ class Page:
 
     def policies(self, said):
         """The names of the policies, and a question that the labeler can judge."""
-        single = [p for p in self.questions if len(p["prompt"]) == 1]
-        return dict(policies=list(self.models.policies), out=self.cfg.out,
-                    question=random.choice(single)["prompt"][0]["content"])
+        return dict(policies=list(self.models.policies), question=random.choice(self.questions))
 
     def model(self, said):
         if said["model"] not in self.models.policies:
             raise ValueError(f"there is no model {said['model']!r}")
         return self.models.policies[said["model"]]
 
+    def size(self, turns):
+        return len(self.models.tokenizer.render(turns))
+
     def answer(self, said):
         """{model, turns} -> yields {id, text} for each token, at last {dropped}: forgotten turns.
         """
-        model, tokenizer, ids = self.model(said), self.models.tokenizer, []
-
-        def size(turns):
-            return len(tokenizer.render(turns))
-
-        turns = conversation(said["turns"])
-        if size(turns[-1:]) > self.room:
-            raise ValueError(f"that is {size(turns[-1:])} tokens, and the models read {self.room}: "
-                             "please say it in fewer words")
-        turns, dropped = chat.fit(turns, size, self.room)
-        pieces = chat.reply(model, tokenizer, turns, self.cfg.max_new_tokens, self.cfg.temperature,
-                            ids)
+        model, turns, ids = self.model(said), conversation(said["turns"]), []
+        if self.size(turns[-1:]) > self.room:
+            raise ValueError(f"that is {self.size(turns[-1:])} tokens, and the models read "
+                             f"{self.room}: please say it in fewer words")
+        turns, dropped = chat.fit(turns, self.size, self.room)
+        pieces = chat.reply(model, self.models.tokenizer, turns, self.cfg.max_new_tokens,
+                            self.cfg.temperature, ids)
         while (piece := self.compute(next, pieces, None)) is not None:
             yield dict(id=ids[-1] if ids else None, n=len(ids), text=piece)
         yield dict(dropped=dropped, ids=ids)
@@ -82,14 +79,13 @@ class Page:
     def explain(self, said):
         """{model, turns, ids}: the conversation before an answer, and its tokens -> what the models
         say of each token and of the whole."""
-        ids, tokenizer, _ = said["ids"], self.models.tokenizer, self.model(said)
+        ids, config = said["ids"], self.model(said).config
         if not 0 < len(ids) <= self.cfg.max_new_tokens or not all(
-                type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids):
+                type(i) is int and 0 <= i < config.vocab_size for i in ids):
             raise ValueError("ids must be those of an answer")
 
         def work():
-            turns, _ = chat.fit(conversation(said["turns"]),
-                                lambda turns: len(tokenizer.render(turns)), self.room)
+            turns, _ = chat.fit(conversation(said["turns"]), self.size, self.room)
             about = self.models, said["model"], turns, ids
             return dict(tokens=inside.tokens(*about, self.cfg.temperature or 1.0),
                         verdict=inside.verdict(*about))
@@ -136,7 +132,8 @@ class Page:
             example = reward.encode(self.models.tokenizer, r, judge.config.block_size)
             key = json.dumps([r["prompt"], r["responses"]])
             if key not in self.scores and example:
-                self.scores[key] = reward.score_all(judge, [example], self.device())[0][0].tolist()
+                scores, _ = reward.score_all(judge, [example], self.models.device)
+                self.scores[key] = scores[0].tolist()
             found = sorted(zip(r["ranks"], self.scores.get(key, ()), r["responses"]))
             for i, (rank, score, better) in enumerate(found):
                 for other_rank, other_score, worse in found[i + 1:]:
@@ -148,26 +145,25 @@ class Page:
                                                worse=worse, scores=[score, other_score]))
         return dict(agreed=agreed, pairs=pairs, others=others[::-1][:20])
 
-    def device(self):
-        return inside.device_of(self.models)
-
     def watch(self, said):
         """What each stage in --out has logged so far, and a healthy run's -> {stage: ...}."""
         logs = sorted(Path(self.cfg.out).glob("*/log.jsonl"), key=lambda p: p.stat().st_mtime)
-        return {path.parent.name: dict(log=read_log(path), healthy=[
-            {name: r[name] for name in ("step", *WATCHED) if name in r}
-            for r in curves.healthy(path.parent.name)]) for path in logs}
+        return {path.parent.name: dict(log=read_log(path),
+                                       healthy=watched(curves.healthy(path.parent.name)))
+                for path in logs}
+
+
+def watched(records):
+    """Records of a log with nothing but what the page shows."""
+    return [{name: r[name] for name in WATCHED if name in r} for r in records]
 
 
 def read_log(path):
     """The figures of a log that is being written: its last line may be cut."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-            found.append({name: record[name] for name in ("step", *WATCHED) if name in record})
-        except (ValueError, TypeError):
-            continue
+        with contextlib.suppress(ValueError, TypeError):
+            found += watched([json.loads(line)])
     return found[::-(len(found) // 500 + 1)][::-1]
 
 

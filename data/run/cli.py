@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import difflib
 import importlib
-import io
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from data.run import processes, signals
+from data.run.terminal import careful_streams
 
 # What may differ when a run is resumed. Of these only --steps changes more than rounding.
 MAY_CHANGE = ("steps", "log_every", "save_every", "out", "device", "threads", "micro_batch",
@@ -123,41 +123,6 @@ def command(cfg, train):
             module, function = f.metadata["command"].split(":")
             return getattr(importlib.import_module(module), function)
     return train
-
-
-class _Shown(io.TextIOWrapper):
-    """A stream that shows control characters and marks of direction instead of obeying them.
-
-    Models, people and files write what is printed; none of them may steer the terminal.
-    """
-
-    OBEYED = [*range(32), *range(127, 160), 0x61c, 0x200e, 0x200f, *range(0x202a, 0x202f),
-              *range(0x2066, 0x206a)]
-    TABLE = {n: ascii(chr(n))[1:-1] for n in OBEYED if chr(n) not in "\n\t"}
-
-    def write(self, text):
-        return super().write(text.translate(self.TABLE))
-
-
-def shown(stream):
-    """The same stream, but what is written to it cannot steer the terminal."""
-    if stream is None:  # it was closed
-        return None
-    stream.flush()
-    new = _Shown(stream.buffer, stream.encoding, "backslashreplace",
-                 line_buffering=stream.line_buffering)
-    new.replaced = stream  # which would close the buffer that they share if it were forgotten
-    return new
-
-
-def careful_streams():
-    """From now on nothing that is printed breaks the terminal, and nothing typed breaks the reader.
-
-    What a terminal cannot show is escaped; half a character that is typed becomes a question mark.
-    """
-    sys.stdout, sys.stderr = shown(sys.stdout), shown(sys.stderr)
-    if sys.stdin is not None:
-        sys.stdin.reconfigure(errors="replace")
 
 
 def somebody():

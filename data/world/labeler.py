@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data.run.terminal import careful_streams
 from data.world import almanac, facts, phrases
 
 # Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of demonstrations
@@ -366,5 +367,8 @@ def main():
 
 
 if __name__ == "__main__":
-    from data.run.cli import program  # which loads torch, for seconds
-    program("data.world.labeler", main)
+    careful_streams()
+    try:
+        main()
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
