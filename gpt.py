@@ -24,10 +24,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from data import optim
 from data.files import gpt2, records
 from data.run import checkpoint
 from data.run.cli import Common, UserError, knob, main
-from data.run.processes import all_reduce, micro_batches, world
+from data.run.processes import micro_batches
 from data.run.run import Run
 from data.tokenizer import Tokenizer
 from data.tokenizer import train as train_tokenizer
@@ -216,32 +217,6 @@ class ScalarGPT(nn.Module):
         return self(idx).gather(1, lengths[:, None] - 1).squeeze(1)
 
 
-class Ensemble(nn.Module):
-    """Several reward models as one (Christiano et al. 2017, section 2.2.3).
-
-    Their mean minus `caution` standard deviations is a form of uncertainty-weighted optimisation;
-    their minimum, for an infinite `caution`, is worst-case optimisation (Coste et al. 2023).
-    """
-
-    def __init__(self, members, caution=0.0):
-        super().__init__()
-        self.members, self.caution = nn.ModuleList(members), caution
-        self.config = members[0].config
-
-    @property
-    def blocks(self):
-        return [block for member in self.members for block in member.blocks]
-
-    def forward(self, idx, at=None, mask=None):
-        """idx (B, T) -> (B, T). at, mask: see GPT.hidden."""
-        scores = torch.stack([member(idx, at, mask) for member in self.members])  # (M, B, T)
-        if self.caution == math.inf:
-            return scores.min(0).values
-        return scores.mean(0) - self.caution * scores.std(0, unbiased=False)
-
-    score = ScalarGPT.score
-
-
 # ---- probabilities -------------------------------------------------------------------------------
 
 
@@ -279,6 +254,11 @@ def response_mask(prompt_lengths, lengths, T):
     """(B,), (B,), T -> (B, T-1) bool: the actions that write response tokens, <|end|> included."""
     token = torch.arange(1, T, device=lengths.device)  # the action of column t writes token t+1
     return (token >= prompt_lengths[:, None]) & (token < lengths[:, None])
+
+
+def has_end(idx, lengths, end):
+    """Whether each row ends with <|end|>, whose id is `end`: (B, T), (B,) -> (B,) bool."""
+    return idx.gather(1, lengths[:, None] - 1).squeeze(1) == end
 
 
 def masked_mean(x, mask):
@@ -347,87 +327,6 @@ def batches(examples, size, rng, length=len):
             parts = [chunk[i:i + size] for i in range(0, len(chunk), size)]
             rng.shuffle(parts)
             yield from parts
-
-
-def groups(model, weight_decay):
-    """A model's parameters for an optimiser: matrices decay, biases and LayerNorms do not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": weight_decay},
-            {"params": others, "weight_decay": 0.0}]
-
-
-def optimizer(model, lr, weight_decay=0.0, eps=1e-8):
-    """AdamW, for all stages that start from a model that has learned."""
-    return torch.optim.AdamW(groups(model, weight_decay), lr=lr, betas=(.9, .95), eps=eps,
-                             fused=True)
-
-
-def orthogonal(x):
-    """A matrix (M, N) -> the same singular vectors, with all singular values near 1.
-
-    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024, which bring the values
-    into (.7, 1.2): fast rather than exactly.
-    """
-    if len(x) > x.shape[1]:
-        return orthogonal(x.T).T
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        square = x @ x.T
-        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
-    return x
-
-
-class Muon(torch.optim.AdamW):
-    """AdamW, but the matrices in a GPT's blocks follow their momentum, made orthogonal.
-
-    So a step moves a matrix equally far in all directions, in rare ones too (Jordan et al. 2024).
-    Scaled to the size of AdamW's steps, it takes the same rate and decay (Liu et al. 2025, section
-    2.2). From random weights it needs a third fewer tokens (LOG: Muon).
-    """
-
-    def __init__(self, model, lr, weight_decay=0.0):
-        super().__init__(groups(model, weight_decay), lr=lr, betas=(.9, .95), fused=True)
-        self.inner = [p for p in model.blocks.parameters() if p.dim() == 2]
-
-    @torch.no_grad()
-    def step(self):
-        """One step. All matrices in the blocks need a gradient."""
-        lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
-        for p in self.inner:
-            if p not in self.state:  # with `step`, for which AdamW asks when a state is loaded
-                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
-            momentum = self.state[p]["momentum"].lerp_(p.grad, .05)
-            update = orthogonal(p.grad.lerp(momentum, .95)) * max(p.shape) ** .5
-            p.mul_(1 - lr * decay).sub_(update, alpha=.4 * lr)
-            p.grad = None  # AdamW has nothing to do with it
-        super().step()
-
-
-def optimizer_step(model, opt, lr, clip=1.0):
-    """Sum gradients over processes, clip their norm, step -> the norm before clipping.
-
-    A gradient that is not finite changes nothing, and the caller sees it by the norm. No gradient
-    is left behind: the next backward starts from none.
-    """
-    if world() > 1:
-        for p in model.parameters():
-            p.grad = all_reduce(torch.zeros_like(p) if p.grad is None else p.grad)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-    for group in opt.param_groups:
-        group["lr"] = lr
-    if math.isfinite(norm):
-        opt.step()
-    opt.zero_grad(set_to_none=True)
-    return norm
-
-
-def learning_rate(step, steps, lr, warmup=0, floor=0.0):
-    """Linear warm-up, then a cosine from lr down to floor * lr. Steps count from 0."""
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return lr * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -562,21 +461,21 @@ def train(cfg):
     model = GPT(GPTConfig(tokenizer.vocab_size, *shape)).to(run.device)
     run.prepare(model)
     run.say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {run.device}")
-    opt = Muon(model, cfg.lr, cfg.weight_decay)
+    opt = optim.Muon(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, shown)
 
     for step in run.range(cfg.steps, model=model, opt=opt):
         # 1. Draw rows of text from random places.
         batch = random_rows(ids, cfg.batch, cfg.block_size)
         warmup = min(50, cfg.steps // 10)
-        lr = learning_rate(step, cfg.steps, cfg.lr, warmup, floor=.1)
+        lr = optim.learning_rate(step, cfg.steps, cfg.lr, warmup, floor=.1)
         # 2. Sum the gradient over micro-batches, each weighted by its share of the batch; step.
         total = torch.zeros((), device=run.device)
         for idx in micro_batches(batch, cfg.micro_batch):
             loss = next_token_loss(model, idx) * (len(idx) / len(batch))
             total += loss.detach()
             loss.backward()
-        grad_norm = optimizer_step(model, opt, lr)
+        grad_norm = optim.optimizer_step(model, opt, lr)
         # 3. Measure, log and save.
         measured = {}
         if run.due(step, cfg.eval_every):

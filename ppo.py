@@ -40,9 +40,8 @@ import torch
 import torch.nn as nn
 
 import gpt
-from data import sampling, start
-from data.judge.answers import (compare_models, has_end, judge_all, judgeable, print_report,
-                                score_responses)
+from data import optim, sampling, start
+from data.judge.answers import compare_models, judge_all, judgeable, print_report
 from data.judge.figures import outline
 from data.run.cli import Common, knob, main
 from data.run.processes import all_gather, all_reduce, micro_batches, rank, world
@@ -84,8 +83,6 @@ class Config(Common):
                          "sft/ckpt.pt in --out)")
     reward: str = knob("", "reward model, or several separated by commas (default: that of the "
                            "same round in --out)")
-    caution: float = knob(0.0, "of several reward models: standard deviations to subtract from "
-                               "their mean; inf: take their minimum (Coste et al. 2023)", least=0)
     data: str = knob("", "prompts to read instead of the embedded world's")
     prompts: int = knob(20000, "prompts that the almanac writes", least=1)
     test_prompts: int = knob(1000, "held-out prompts for the final figures", least=1)
@@ -117,6 +114,18 @@ class Config(Common):
 # ---- equations -----------------------------------------------------------------------------------
 # Everything per token is (B, T-1): in column t the state ends at token t, the action is token t+1.
 # `mask` marks the actions that write response tokens, <|end|> included.
+
+
+def score_answers(reward, idx, lengths, mask, penalty):
+    """What PPO maximises: the score at each response's last word, or the penalty -> (B,).
+
+    idx (B, T), lengths (B,): prompt and response; mask (B, T-1): the actions that write the
+    response. The penalty is for a response that is empty or never ends. An empty one would be
+    scored at the prompt's last token, where the reward model was never trained.
+    """
+    ended = gpt.has_end(idx, lengths, reward.config.end)
+    score = reward.score(idx, lengths - ended.long())
+    return torch.where(ended & (mask.sum(1) > 1), score, penalty)
 
 
 def kl_rewards(score, logp, logp_ref, mask, beta):
@@ -245,12 +254,12 @@ def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
             logp_old[actions] = gpt.token_logprobs(policy, answers, cfg.temperature, mask[actions])
             logp_ref[actions] = gpt.token_logprobs(reference, answers, cfg.temperature,
                                                    mask[actions])
-            score[rows] = score_responses(reward, answers, lengths[rows], mask[actions],
+            score[rows] = score_answers(reward, answers, lengths[rows], mask[actions],
                                           cfg.missing_eos_penalty)
             values_old[actions] = value(answers)[:, :-1]
     for tensor in (score, logp_old, logp_ref, values_old):
         all_reduce(tensor)
-    ended = has_end(idx, lengths, policy.config.end)
+    ended = gpt.has_end(idx, lengths, policy.config.end)
     return Rollout(idx, lengths, mask, score, logp_old, logp_ref, values_old, ended)
 
 
@@ -286,7 +295,7 @@ def update(policy, value, opt, batch, advantages, returns, cfg, lr, text=None):
                 loss.backward()
             if cfg.ptx:
                 stats["ptx_loss"] += tokens * add_ptx_gradient(policy, text, len(minibatch), cfg)
-            grad_norm = gpt.optimizer_step(models, opt, lr)
+            grad_norm = optim.optimizer_step(models, opt, lr)
             averages = {name: total / tokens for name, total in all_gather(stats).items()}
             passes[-1].append({**averages, "grad_norm": grad_norm})
         if cfg.target_kl and passes[-1][-1]["approx_kl"] > cfg.target_kl:
@@ -353,15 +362,23 @@ def example(batch, prompts, tokenizer):
 # ---- training ------------------------------------------------------------------------------------
 
 
+def first_value_model(reward):
+    """The value model before its first step: the reward model's trunk with a head of its own."""
+    value = gpt.ScalarGPT(reward.config).to(reward.head.weight.device)
+    value.trunk.load_state_dict(reward.trunk.state_dict())
+    return value
+
+
 def train(cfg):
     """Optimise the policy -> (policy, history). Writes out/ppo/, in later rounds out/ppo-2/ ..."""
     run = Run(cfg, "ppo")
-    policy, reference, reward, value, tokenizer = start.ppo_models(cfg, run)
+    policy, reference, reward, tokenizer = start.ppo_models(cfg, run)
+    value = first_value_model(reward)
     prompts, test = start.ppo_prompts(cfg, run, policy, tokenizer)
     text = start.pretraining_text(cfg, run, tokenizer, policy.config.block_size)
     compared, held_out = start.compared_models(cfg, run, policy, reference, tokenizer)
     run.prepare(policy, reference, reward, value)
-    opt = gpt.optimizer(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
+    opt = optim.adamw(nn.ModuleList([policy, value]), cfg.lr, eps=1e-5)
     supply = gpt.batches(prompts, cfg.batch, random.Random(cfg.seed), length=lambda p: 0)
     beta = torch.tensor(cfg.beta, dtype=torch.double)
 
@@ -409,7 +426,10 @@ SHOWN = ("score", "gold", "kl", "entropy", "length")  # what the screen has room
 
 def report(cfg, run, models, reward, test, tokenizer, held_out):
     """Compare the models on held-out prompts, write results.json, draw the curves."""
-    results, answers = compare_models(models, reward, test, tokenizer, cfg, held_out, run.once)
+    def score(idx, lengths, mask):
+        return score_answers(reward, idx, lengths, mask, cfg.missing_eos_penalty)
+
+    results, answers = compare_models(models, score, test, tokenizer, cfg, held_out, run.once)
     rounds = start.rounds_before(cfg, run) or [outline(0, results, "sft")]
     rounds.append(outline(cfg.round, results, "ppo"))
     samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()})

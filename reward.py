@@ -35,7 +35,8 @@ import torch
 import torch.nn.functional as F
 
 import gpt
-from data import sampling, start
+import sft
+from data import optim, sampling, start
 from data.files.records import read_comparisons, split, to_jsonl
 from data.judge.answers import judgeable
 from data.judge.figures import interval
@@ -64,10 +65,6 @@ class Config(Common):
                                     "the rest of the SFT model; later rounds start from the round "
                                     "before (default: 0.6, with --init 0)",
                               least=0)
-    bootstrap: bool = knob(False, "learn from as many prompts drawn with replacement, for several "
-                                  "reward models that differ")
-    active: str = knob("", "reward models, separated by commas: of four times as many prompts, "
-                           "rank those on which they disagree most")
     round: int = knob(1, "from 2 on, the reward model of the round before learns on, from new "
                          "rankings and as many earlier ones", least=1, group="data and models")
     init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in "
@@ -87,9 +84,7 @@ class Config(Common):
             self.base_weight = 0.0 if self.init else 0.6
 
     def demands(self):
-        several = not self.active or "," in self.active
-        return [(several, "--active asks where reward models disagree: name at least two"),
-                (2 <= self.k <= 9, "--k must be between 2 and 9 answers"),
+        return [(2 <= self.k <= 9, "--k must be between 2 and 9 answers"),
                 (self.base_weight <= 1, "--base_weight must be at most 1"),
                 (self.temperature > 0,
                  "--temperature must be above 0: identical answers cannot be ranked")]
@@ -191,17 +186,11 @@ def rankings(cfg, run, sft_model, tokenizer):
     seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
     wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
     earlier = start.earlier_rankings(cfg, run, wanted)
-    asked = almanac.prompts("train", 4 * wanted if cfg.active else wanted, seed)
+    asked = almanac.prompts("train", wanted, seed)
     held_out = almanac.prompts("test", cfg.test_prompts, seed)
     records = respond(models, tokenizer, asked, cfg, "answers", run.once)
     test = respond(models, tokenizer, held_out, cfg, "test-answers", run.once)
     typical = (earlier + records)[:500]
-    if cfg.active:
-        context = sft_model.config.block_size
-        members, abouts = start.reward_models(cfg.active, tokenizer, run.device, context,
-                                              "name reward models with --active", run)
-        records = run.once("disputed", lambda: most_disputed(members, abouts, tokenizer, records,
-                                                             wanted, run.device))
     rng = np.random.default_rng(cfg.seed)
     records, test = run.once("rankings", lambda: (compare(records, rng), compare(test, rng)))
     text = to_jsonl(records)
@@ -308,23 +297,6 @@ def for_ppo(model, typical, device):
     return normalized(model, mean, std), std
 
 
-@torch.no_grad()
-def most_disputed(members, abouts, tokenizer, records, n, device):
-    """The n records with the largest ensemble disagreement (Christiano et al. 2017, section 2.2.4).
-
-    Disagreement is the variance between the members of the probability that one answer beats
-    another, averaged over all pairs of `responses`. A member's scores times the scale in its
-    checkpoint's `about` are log-odds.
-    """
-    pairs = [(r, e) for r in records if (e := encode(tokenizer, r, members[0].config.block_size))]
-    records, examples = [r for r, _ in pairs], [e for _, e in pairs]
-    scores = torch.stack([about.get("scale", 1.0) * score_all(member, examples, device)[0]
-                          for member, about in zip(members, abouts)])  # (M, N, K)
-    wins = torch.sigmoid(scores[..., :, None] - scores[..., None, :])  # (M, N, K, K)
-    disagreement = wins.var(0).mean((1, 2))  # (N,)
-    return [records[i] for i in disagreement.argsort(descending=True)[:n]]
-
-
 def evaluate(model, records, examples, device):
     """Accuracy on held-out rankings, and on gold if the labeler knows the prompts -> dict.
 
@@ -352,6 +324,38 @@ def evaluate(model, records, examples, device):
     return results
 
 
+@torch.no_grad()
+def interpolate_weights(model, other, share):
+    """(1 - share) model + share other, in place (WiSE-FT: Wortsman et al. 2022, equation 2)."""
+    for p, q in zip(model.parameters(), other.parameters()):
+        p.lerp_(q, share)
+
+
+def first_reward_model(cfg, run, sft_model, tokenizer):
+    """The reward model before its first step: ScalarGPT.
+
+    In round 1 it is the SFT model, moved --base_weight of the way back to the pretrained one, with
+    a new head; in later rounds it is the reward model of the round before. `for_reward` has noted
+    which.
+    """
+    if start.learns_on(cfg):
+        path = run.earlier("reward", cfg.round - 1)
+        run.say(f"reward model from {path}")
+        return gpt.load(path, gpt.ScalarGPT, run.device, start.hint("reward", cfg.round - 1))[0]
+    if cfg.base_weight:
+        path = run.earlier("gpt")
+        base, other, about = gpt.load(path, gpt.GPT, run.device, start.BASE_HINT)
+        run.say(f"{cfg.base_weight:g} of the start from {path}")
+        if (other, base.config) != (tokenizer, sft_model.config):
+            raise UserError(f"{cfg.init or run.earlier('sft')} does not come from {path}: "
+                            "choose --base_weight 0, so that it alone is the start")
+        sft.begin_chat(base, tokenizer, about)
+        interpolate_weights(sft_model, base, cfg.base_weight)
+    model = gpt.ScalarGPT(sft_model.config).to(run.device)
+    model.trunk.load_state_dict(sft_model.state_dict())
+    return model
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 
@@ -362,18 +366,18 @@ def train(cfg):
     records, test, typical = rankings(cfg, run, sft_model, tokenizer)
     examples, test, test_examples, typical = prepare(cfg, run, records, test, typical, tokenizer,
                                                      sft_model.config.block_size)
-    model = start.reward_model(cfg, run, sft_model, tokenizer)
+    model = first_reward_model(cfg, run, sft_model, tokenizer)
     del sft_model  # its memory is needed
     before, _ = score_all(model, test_examples[:5], run.device)
     run.prepare(model)
-    opt = gpt.optimizer(model, cfg.lr)
+    opt = optim.adamw(model, cfg.lr)
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), tokens)
     steps = cfg.steps or math.ceil(len(examples) / cfg.batch)
 
     for step in run.range(steps, supply, model=model, opt=opt):
         # 1. Draw ranked prompts.
         batch, warmup, agreed = next(supply), min(20, steps // 10), Counter()
-        lr = gpt.learning_rate(step, steps, cfg.lr, warmup)
+        lr = optim.learning_rate(step, steps, cfg.lr, warmup)
         # 2. Sum the gradient over micro-batches, each weighted by its share of the prompts; step.
         total = torch.zeros((), device=run.device)
         for part in micro_batches(batch, cfg.micro_batch):
@@ -384,7 +388,7 @@ def train(cfg):
             loss.backward()
             right, pairs = accuracy(scores.detach(), quality(ranks))
             agreed.update(right=right * pairs, pairs=pairs)
-        grad_norm = gpt.optimizer_step(model, opt, lr)
+        grad_norm = optim.optimizer_step(model, opt, lr)
         # 3. Log, and save the model as PPO expects it.
         agreed = all_gather(agreed)
         run.log(step, sum(map(tokens, batch)), total, also={"grad_norm": grad_norm},
@@ -405,8 +409,6 @@ def prepare(cfg, run, records, test, typical, tokenizer, block_size):
                                                      tokenizer, block_size)
     typical = [e for r in typical if (e := encode(tokenizer, r, block_size))] or examples
     run.say(f"{len(examples):,} ranked prompts after {run.seconds:.0f} s")
-    if cfg.bootstrap:
-        examples = random.Random(cfg.seed).choices(examples, k=len(examples))
     return examples, test, test_examples, typical
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 import gpt
-from data import sampling, start
+from data import optim, sampling, start
 from data.run.cli import Common, knob, main
 from data.run.processes import micro_batches
 from data.run.run import Run
@@ -41,6 +41,19 @@ class Config(Common):
     data: str = knob("", "demonstrations to read instead of the embedded world's")
     demonstrations: int = knob(48000, "demonstrations that the almanac's labelers write", least=1)
     eval_every: int = knob(300, "steps between two measurements of the held-out loss", least=1)
+
+
+@torch.no_grad()
+def begin_chat(model, tokenizer, about):
+    """Let the chat's marks begin as a newline, in place, if the model comes from gpt.py.
+
+    Pretraining text has no <|user|> and <|assistant|>. A newline is what the model knows between
+    a question and its answer (LOG: chat marks begin as newlines).
+    """
+    if about.get("stage") == "gpt":
+        newline, = tokenizer.encode("\n")
+        marks = [tokenizer.user, tokenizer.assistant]
+        model.wte.weight[marks] = model.wte.weight[newline].clone()
 
 
 def encode(tokenizer, record, block_size):
@@ -76,28 +89,29 @@ def evaluate(model, examples, device):
 def train(cfg):
     """Fine-tune -> (model, history). Writes out/sft/."""
     run = Run(cfg, "sft")
-    model, tokenizer, records, held_out = start.for_sft(cfg, run)
+    model, tokenizer, about, records, held_out = start.for_sft(cfg, run)
+    begin_chat(model, tokenizer, about)
     context = model.config.block_size
     records, examples, held_out, valid = start.fitting(
         cfg, run, "demonstrations", records, held_out, encode, tokenizer, context)
     shown = (held_out or records)[:5]
     run.say(f"{len(examples):,} demonstrations")
     run.prepare(model)
-    opt = gpt.optimizer(model, cfg.lr, cfg.weight_decay)
+    opt = optim.adamw(model, cfg.lr, cfg.weight_decay)
     before = sampling.answers(model, tokenizer, shown)
     supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))
 
     for step in run.range(cfg.steps, supply, model=model, opt=opt):
         # 1. Draw demonstrations.
         batch, warmup = next(supply), min(20, cfg.steps // 10)
-        tokens, lr = response_tokens(batch), gpt.learning_rate(step, cfg.steps, cfg.lr, warmup)
+        tokens, lr = response_tokens(batch), optim.learning_rate(step, cfg.steps, cfg.lr, warmup)
         # 2. Sum the gradient over micro-batches, each weighted by its share of the tokens; step.
         total = torch.zeros((), device=run.device)
         for part in micro_batches(batch, cfg.micro_batch):
             loss = sft_loss(model, part, run.device) * (response_tokens(part) / tokens)
             total += loss.detach()
             loss.backward()
-        grad_norm = gpt.optimizer_step(model, opt, lr)
+        grad_norm = optim.optimizer_step(model, opt, lr)
         # 3. Measure, log and save.
         measured = {}
         if run.due(step, cfg.eval_every):

@@ -52,26 +52,6 @@ def same_tokenizer(one, other, path, other_path, remedy):
         raise UserError(f"{path} has another tokenizer than {other_path}: {remedy}")
 
 
-@torch.no_grad()
-def begin_chat(model, tokenizer, about):
-    """Let the chat's marks begin as a newline, in place, if the model comes from gpt.py.
-
-    Pretraining text has no <|user|> and <|assistant|>. A newline is what the model knows between
-    a question and its answer (LOG: chat marks begin as newlines).
-    """
-    if about.get("stage") == "gpt":
-        newline, = tokenizer.encode("\n")
-        marks = [tokenizer.user, tokenizer.assistant]
-        model.wte.weight[marks] = model.wte.weight[newline].clone()
-
-
-@torch.no_grad()
-def interpolate_weights(model, other, share):
-    """(1 - share) model + share other, in place (WiSE-FT: Wortsman et al. 2022, equation 2)."""
-    for p, q in zip(model.parameters(), other.parameters()):
-        p.lerp_(q, share)
-
-
 def reward_models(paths, tokenizer, device="cpu", block_size=0, hint="", run=None, by_hand=True):
     """Read reward models, "a.pt,b.pt" -> (list of ScalarGPT, what each checkpoint says of itself).
 
@@ -94,11 +74,6 @@ def reward_models(paths, tokenizer, device="cpu", block_size=0, hint="", run=Non
     return models, abouts
 
 
-def as_one(models, caution):
-    """What PPO and its judges see of reward models: the only one, or several as an ensemble."""
-    return models[0] if len(models) == 1 else gpt.Ensemble(models, caution)
-
-
 # ---- SFT -----------------------------------------------------------------------------------------
 
 
@@ -106,7 +81,6 @@ def for_sft(cfg, run):
     """What sft.py starts from -> (model, tokenizer, demonstrations, held-out ones)."""
     path = cfg.init or run.earlier("gpt")
     model, tokenizer, about = read(run, "pretrained model", path, hint=hint("gpt"))
-    begin_chat(model, tokenizer, about)
     if cfg.data:
         demonstrations, held_out = records.split(records.read_demonstrations(cfg.data))
     else:
@@ -117,7 +91,7 @@ def for_sft(cfg, run):
         write(run.path("demonstrations.jsonl"), text)
     run.lineage.made("sft/demonstrations.jsonl", text)
     run.lineage.made("sft/held_out", records.to_jsonl(held_out))
-    return model, tokenizer, demonstrations, held_out
+    return model, tokenizer, about, demonstrations, held_out
 
 
 def fitting(cfg, run, name, records, held_out, encode, tokenizer, block_size):
@@ -198,31 +172,6 @@ def earlier_rankings(cfg, run, wanted):
     return random.Random(cfg.seed).sample(found, min(wanted, len(found)))
 
 
-def reward_model(cfg, run, sft_model, tokenizer):
-    """The reward model before its first step: ScalarGPT.
-
-    In round 1 it is the SFT model, moved --base_weight of the way back to the pretrained one, with
-    a new head; in later rounds it is the reward model of the round before. `for_reward` has noted
-    which.
-    """
-    if learns_on(cfg):
-        path = run.earlier("reward", cfg.round - 1)
-        run.say(f"reward model from {path}")
-        return gpt.load(path, gpt.ScalarGPT, run.device, hint("reward", cfg.round - 1))[0]
-    if cfg.base_weight:
-        path = run.earlier("gpt")
-        base, other, about = gpt.load(path, gpt.GPT, run.device, BASE_HINT)
-        run.say(f"{cfg.base_weight:g} of the start from {path}")
-        if (other, base.config) != (tokenizer, sft_model.config):
-            raise UserError(f"{cfg.init or run.earlier('sft')} does not come from {path}: "
-                            "choose --base_weight 0, so that it alone is the start")
-        begin_chat(base, tokenizer, about)
-        interpolate_weights(sft_model, base, cfg.base_weight)
-    model = gpt.ScalarGPT(sft_model.config).to(run.device)
-    model.trunk.load_state_dict(sft_model.state_dict())
-    return model
-
-
 def preferring(cfg, run, comparisons):
     """The comparisons that prefer a text to another: others teach nothing.
 
@@ -258,12 +207,10 @@ def ppo_models(cfg, run):
     same_tokenizer(other, tokenizer, policy_path, sft_path, before)
     models, _ = reward_models(reward_path, tokenizer, run.device, policy.config.block_size,
                               hint("reward", cfg.round), run, by_hand=bool(cfg.reward))
-    reward = as_one(models, cfg.caution)
-    value = gpt.ScalarGPT(reward.config).to(run.device)
-    value.trunk.load_state_dict(models[0].trunk.state_dict())
+    reward, = models
     reference.requires_grad_(False)
     reward.requires_grad_(False)
-    return policy, reference, reward, value, tokenizer
+    return policy, reference, reward, tokenizer
 
 
 def pretraining_text(cfg, run, tokenizer, block_size):

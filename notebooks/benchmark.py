@@ -30,7 +30,7 @@ import torch.nn.functional as F
 import gpt
 import ppo
 import reward
-from data import sampling
+from data import optim, sampling
 from data.judge.figures import markdown
 from data.run.cli import Common
 from data.run.processes import micro_batches, rank
@@ -70,12 +70,12 @@ def tokens(config, rows, length, device):
 
 def our_pretraining(config, rows, length, device):
     model = gpt.GPT(config).to(device)
-    opt, idx = gpt.optimizer(model, 1e-4, .1), tokens(config, rows, length, device)
+    opt, idx = optim.adamw(model, 1e-4, .1), tokens(config, rows, length, device)
 
     def step():
         loss = gpt.next_token_loss(model, idx)
         loss.backward()
-        gpt.optimizer_step(model, opt, 1e-4)
+        optim.optimizer_step(model, opt, 1e-4)
 
     return step
 
@@ -89,7 +89,7 @@ def our_rollout(sizes, device):
 
 def our_reward_step(sizes, device):
     model, (idx, ranks) = gpt.ScalarGPT(sizes.config).to(device), ranked(sizes, device)
-    opt, batch = gpt.optimizer(model, 1e-4), []
+    opt, batch = optim.adamw(model, 1e-4), []
     for rows, of_rows in zip(idx.view(*ranks.shape, -1).tolist(), ranks.tolist()):
         answers = [row[sizes.prompt:] for row in rows]
         batch.append((rows[0][:sizes.prompt], answers, of_rows))
@@ -98,7 +98,7 @@ def our_reward_step(sizes, device):
         scores, ranks = reward.score(model, batch, device)
         loss = reward.ranking_loss(scores, ranks)
         loss.backward()
-        gpt.optimizer_step(model, opt, 1e-4)
+        optim.optimizer_step(model, opt, 1e-4)
 
     return step
 
@@ -112,7 +112,7 @@ def ranked(sizes, device):
 def our_iteration(sizes, device):
     policy, reference = (gpt.GPT(sizes.config).to(device) for _ in range(2))
     rm, value = (gpt.ScalarGPT(sizes.config).to(device) for _ in range(2))
-    opt = gpt.optimizer(torch.nn.ModuleList([policy, value]), 1e-5, eps=1e-5)
+    opt = optim.adamw(torch.nn.ModuleList([policy, value]), 1e-5, eps=1e-5)
     cfg = ppo.Config(batch=sizes.answers, epochs=4, minibatches=2, max_new_tokens=sizes.response,
                      temperature=TEMPERATURE)
     prompts = tokens(sizes.config, sizes.answers, sizes.prompt, device)
@@ -350,12 +350,12 @@ def shared_step():
     setup(Common(threads=1))
     torch.manual_seed(0)
     model, batch = gpt.GPT(LAPTOP), tokens(LAPTOP, 32, LAPTOP.block_size, "cpu")
-    opt = gpt.optimizer(model, 1e-4)
+    opt = optim.adamw(model, 1e-4)
 
     def step():
         for idx in micro_batches(batch):
             (gpt.next_token_loss(model, idx) * (len(idx) / len(batch))).backward()
-        gpt.optimizer_step(model, opt, 1e-4)
+        optim.optimizer_step(model, opt, 1e-4)
 
     times = [seconds(step, "cpu") for _ in range(20)]
     if rank() == 0:

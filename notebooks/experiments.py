@@ -32,7 +32,7 @@ import torch
 import gpt
 import ppo
 import reward
-from data import sampling, start
+from data import optim, sampling, start
 from data.files import records as files
 from data.judge import answers as judging
 from data.judge.figures import markdown, read_results
@@ -182,7 +182,7 @@ def options(roots):
 # Those that are always on, taken away one at a time.
 
 
-def constant_rate(models, opt, lr, step=gpt.optimizer_step):
+def constant_rate(models, opt, lr, step=optim.optimizer_step):
     return step(models, opt, opt.defaults["lr"])
 
 
@@ -217,7 +217,7 @@ DETAILS = [
     Trial("lambda 1: Monte Carlo", dict(SHORT, lam=1.0)),
     Trial("lambda 0.8", dict(SHORT, lam=.8)),
     Trial("one step per batch, four times as large a minibatch", dict(SHORT, minibatches=1)),
-    Trial("constant learning rate", SHORT, patch={"gpt.optimizer_step": constant_rate}),
+    Trial("constant learning rate", SHORT, patch={"optim.optimizer_step": constant_rate}),
     Trial("advantages not whitened", SHORT, patch={"ppo.whiten": only_masked}),
     Trial("Adam's epsilon 1e-8", SHORT, patch={"gpt.optimizer": optimizer_of_adam}),
     Trial("value head starts at zero", SHORT,

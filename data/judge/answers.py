@@ -100,33 +100,16 @@ def divergence(policy, reference, prompts, responses, tokenizer, temperature):
     return found
 
 
-def has_end(idx, lengths, end):
-    """Whether each row ends with <|end|>, whose id is `end`: (B, T), (B,) -> (B,) bool."""
-    return idx.gather(1, lengths[:, None] - 1).squeeze(1) == end
-
-
-def score_responses(reward, idx, lengths, mask, missing_eos_penalty):
-    """What PPO maximises: the score at each response's last word, or the penalty -> (B,).
-
-    idx (B, T), lengths (B,): prompt and response; mask (B, T-1): the actions that write the
-    response. The penalty is for a response that is empty or never ends. An empty one would be
-    scored at the prompt's last token, where the reward model was never trained.
-    """
-    ended = has_end(idx, lengths, reward.config.end)
-    score = reward.score(idx, lengths - ended.long())
-    return torch.where(ended & (mask.sum(1) > 1), score, missing_eos_penalty)
-
-
 @torch.no_grad()
-def scores(reward, prompts, responses, tokenizer, missing_eos_penalty):
-    """What PPO sees of each response (id lists): its score or the penalty -> list of float."""
+def scores(score, model, prompts, responses, tokenizer):
+    """A score per response (id lists) -> list of float. score(idx, lengths, mask) -> (B,)."""
     found = []
-    for idx, lengths, mask in batched(reward, prompts, responses, tokenizer):
-        found += score_responses(reward, idx, lengths, mask, missing_eos_penalty).tolist()
+    for idx, lengths, mask in batched(model, prompts, responses, tokenizer):
+        found += score(idx, lengths, mask).tolist()
     return found
 
 
-def compare_models(models, reward, prompts, tokenizer, cfg, text=None,
+def compare_models(models, score, prompts, tokenizer, cfg, text=None,
                    once=lambda name, work: work()):
     """The same held-out prompts and decoding for every model -> results, answers, both by name.
 
@@ -143,8 +126,8 @@ def compare_models(models, reward, prompts, tokenizer, cfg, text=None,
         judgements = judge_all(prompts, texts)
         ended = [row[-1:] == [tokenizer.end] for row in ids]
         figures = summary(prompts, judgements, [len(row) for row in ids], ended)
-        score = mean(scores(reward, prompts, ids, tokenizer, cfg.missing_eos_penalty))
-        return dict(figures, score=score), ids, texts, judgements
+        proxy = mean(scores(score, model, prompts, ids, tokenizer))
+        return dict(figures, score=proxy), ids, texts, judgements
 
     results, ids, texts, judgements = {}, {}, {}, {}
     for name, model in models.items():
