@@ -7,28 +7,28 @@
     python gpt.py --chat    talk to the newest checkpoint
     python gpt.py --page    see inside all of them in the browser
 
-The later stages share what is defined here: the model and its scalar twin, plain generation, the
-log-probabilities of tokens, one step of the optimiser, checkpoints. The architecture is GPT-2's
-(Radford et al. 2019). Left out: dropout, as RLHF compares probabilities between forward passes;
-left padding, as right padding needs no mask (see `pad`). Comments that say "LOG: ..." name an entry
-of notebooks/LOG.md, with what was tried and measured.
+The later stages share what is defined here: the model and its scalar twin, the log-probabilities of
+tokens, plain generation, checkpoints. The architecture is GPT-2's (Radford et al. 2019). Left out:
+dropout, as RLHF compares probabilities between forward passes; left padding, as right padding needs
+no mask (see `pad`). Comments that say "LOG: ..." name an entry of notebooks/LOG.md, with what was
+tried and measured.
 """
 
-import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
+import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
 
 import math
-import time
-from dataclasses import asdict, dataclass
+import random
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from data import optim
 from data.files import gpt2, records
-from data.run import checkpoint
-from data.run.cli import Common, UserError, knob, main
-from data.run.processes import micro_batches
+from data.run import disk
+from data.run.cli import Common, UserError, flag, main
 from data.run.run import Run
 from data.tokenizer import Tokenizer
 from data.tokenizer import train as train_tokenizer
@@ -41,31 +41,18 @@ from data.world import almanac
 class Config(Common):
     """The flags of pretraining."""
 
-    steps: int = knob(1300, "optimizer steps", least=1, group="algorithm")
-    batch: int = knob(16, "rows of --block_size tokens per step", least=1)
-    lr: float = knob(6e-3, "peak learning rate; warm-up, then a cosine to a tenth", least=0)
-    weight_decay: float = knob(0.1, "decay of the matrices", least=0)
-    n_layer: int = knob(4, "transformer blocks", least=1)
-    n_head: int = knob(4, "attention heads", least=1)
-    n_embd: int = knob(128, "channels", least=1)
-    block_size: int = knob(128, "tokens of context", least=2)
-    vocab_size: int = knob(1536, "tokens of the byte-level BPE, special tokens included", least=260)
-    data: str = knob("", "text to read instead of the embedded world's", group="data and models")
-    documents: int = knob(40000, "documents that the almanac writes", least=1)
-    eval_every: int = knob(250, "steps between two measurements of the held-out loss", least=1)
-    chat: bool = knob(False, "talk to a model", group="instead of training",
-                      command="data.people.chat:converse")
-    page: bool = knob(False, "see inside the models of --out on a page in the browser",
-                      command="data.people.page:serve")
-    port: int = knob(8765, "with --page: the port on this computer; 0: any free one", least=0)
-    export: str = knob("", "folder to write a checkpoint to, in the format that transformers reads",
-                       command="data.start:export_checkpoint")
-    ckpt: str = knob("", "with --chat and --export: the checkpoint; with --page: several, "
-                         "separated by commas (default: with --page all, otherwise the one in "
-                         "--out that was written last, reward models aside)")
-    temperature: float = knob(0.7, "with --chat and --page: 0 is greedy, 1 samples as the model "
-                                   "was trained", least=0)
-    max_new_tokens: int = knob(40, "with --chat and --page: the longest answer", least=1)
+    steps: int = flag(1300, "optimizer steps", least=1, group="algorithm")
+    batch: int = flag(16, "rows of --block_size tokens per step", least=1)
+    lr: float = flag(6e-3, "peak learning rate; warm-up, then a cosine to a tenth", least=0)
+    weight_decay: float = flag(0.1, "decay of the matrices", least=0)
+    n_layer: int = flag(4, "transformer blocks", least=1)
+    n_head: int = flag(4, "attention heads", least=1)
+    n_embd: int = flag(128, "channels", least=1)
+    block_size: int = flag(128, "tokens of context", least=2)
+    vocab_size: int = flag(1536, "tokens of the byte-level BPE, special tokens included", least=260)
+    data: str = flag("", "text to read instead of the embedded world's", group="data")
+    documents: int = flag(40000, "documents that the almanac writes", least=1)
+    eval_every: int = flag(250, "steps between two measurements of the held-out loss", least=1)
 
     def demands(self):
         return [(self.n_embd % self.n_head == 0, "--n_embd must be a multiple of --n_head")]
@@ -129,7 +116,7 @@ class Block(nn.Module):
 
 
 def full_precision(tensor):
-    """A context without autocast on this tensor's device: --bf16 rounds nothing in it."""
+    """Turn autocast off: nothing inside is rounded to bfloat16."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
@@ -173,18 +160,6 @@ class GPT(nn.Module):
         with full_precision(hidden):  # GPT-2's logits are near -33: bfloat16 has steps of .25 there
             return F.linear(hidden.to(self.wte.weight.dtype), self.wte.weight, bias)
 
-    def cross_entropy(self, hidden, token, bias):
-        """-log softmax(logits)[token], in nats: (N, C), (N,), (V,) -> (N,).
-
-        Many logits are computed in chunks, and again in backward: (N, V) is never kept.
-        """
-        options, at_once = None, rows_at_once(self.config, 1)
-        if len(token) > at_once:
-            options = nn.LinearCrossEntropyOptions(batch_chunk_size=at_once)
-        with full_precision(hidden):
-            return F.linear_cross_entropy(hidden.to(self.wte.weight.dtype), self.wte.weight, token,
-                                          linear_bias=bias, reduction="none", options=options)
-
     def forward(self, idx):
         """idx (B, T) -> logits (B, T, V)."""
         return self.logits(self.hidden(idx))
@@ -221,7 +196,7 @@ class ScalarGPT(nn.Module):
 
 
 def no_pad(model):
-    """The bias (V,) of all logits that are sampled or scored: <|pad|> has no share."""
+    """A bias for the logits (V,) that gives <|pad|> probability 0."""
     bias = torch.zeros_like(model.wte.weight[:, 0])
     bias[model.config.pad] = -torch.inf
     return bias
@@ -241,18 +216,38 @@ def token_logprobs(model, idx, temperature=1.0, mask=None):
     Column t belongs to the action "token t+1". With a mask (B, T-1), only the tokens it marks are
     computed; the others are 0.
     """
+    def chosen_logp(state, action):
+        logits = action_logits(model, state, temperature)  # (N, V)
+        return logits.log_softmax(-1).gather(-1, action[:, None]).squeeze(-1)
+
     state, action = model.hidden(idx)[:, :-1], idx[:, 1:]
     if mask is None:
         mask = action != model.config.pad
-    nll = model.cross_entropy(state[mask] / temperature, action[mask], no_pad(model))
-    logp = torch.zeros(action.shape, dtype=nll.dtype, device=idx.device)
-    logp[mask] = -nll
+    chosen = in_chunks(chosen_logp, LOGITS_AT_ONCE // model.config.vocab_size, state[mask],
+                       action[mask])
+    logp = torch.zeros(action.shape, dtype=chosen.dtype, device=idx.device)
+    logp[mask] = chosen
     return logp
 
 
+LOGITS_AT_ONCE = 25_000_000  # numbers, which take 100 MB
+
+
+def in_chunks(function, size, *tensors):
+    """function(*tensors), for many rows in chunks that are computed again in backward: the logits
+    of 50,000 words are never all in memory."""
+    if len(tensors[0]) <= size:
+        return function(*tensors)
+    chunks = zip(*(x.split(max(1, size)) for x in tensors))
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+
+
 def response_mask(prompt_lengths, lengths, T):
-    """(B,), (B,), T -> (B, T-1) bool: the actions that write response tokens, <|end|> included."""
-    token = torch.arange(1, T, device=lengths.device)  # the action of column t writes token t+1
+    """(B,), (B,), T -> (B, T-1) bool: the actions that write response tokens, <|end|> included.
+
+    Example: a prompt of 2 and a response of 3, T = 6 -> 0 1 1 1 0: column t writes token t+1.
+    """
+    token = torch.arange(1, T, device=lengths.device)
     return (token >= prompt_lengths[:, None]) & (token < lengths[:, None])
 
 
@@ -303,7 +298,7 @@ def generate(model, idx, lengths, max_new_tokens, temperature=1.0, noise=None):
     return out[:, :int(lengths.max())], lengths
 
 
-# ---- batches and steps ---------------------------------------------------------------------------
+# ---- batches -------------------------------------------------------------------------------------
 
 
 def pad(rows, pad_id, device="cpu"):
@@ -317,59 +312,60 @@ def pad(rows, pad_id, device="cpu"):
     return idx.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
 
 
-def batches(examples, size, rng, length=len):
-    """Endless shuffled batches; of a few hundred examples, those of similar length go together."""
-    examples = list(examples)
+def batches(examples, size, seed, first=0, length=None):
+    """Endless shuffled batches from number `first` on; batch n follows from n and the seed.
+
+    With `length`, examples of similar length go together, within a few hundred.
+    Example: batches("abc", 2, seed) -> "ca", "b", and in the next epoch "bc", "a", ...
+    """
+    per_epoch = -(-len(examples) // size)
     while True:
-        rng.shuffle(examples)
-        for start in range(0, len(examples), 8 * size):
-            chunk = sorted(examples[start:start + 8 * size], key=length)
-            parts = [chunk[i:i + size] for i in range(0, len(chunk), size)]
-            rng.shuffle(parts)
-            yield from parts
+        epoch, begin = divmod(first, per_epoch)
+        rng = random.Random(f"{seed} {epoch}")
+        order = rng.sample(list(examples), len(examples))
+        if length:
+            chunks = [order[i:i + 8 * size] for i in range(0, len(order), 8 * size)]
+            order = [example for chunk in chunks for example in sorted(chunk, key=length)]
+        parts = [order[i:i + size] for i in range(0, len(order), size)]
+        yield from (rng.sample(parts, len(parts)) if length else parts)[begin:]
+        first = (epoch + 1) * per_epoch
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-def to_bytes(model, tokenizer, **about):
-    """A model, its tokenizer and any facts about them -> a checkpoint as bytes."""
-    return checkpoint.pack(type(model).__name__, asdict(model.config), tokenizer.to_list(), about,
-                           model.state_dict())
-
-
 def save(path, model, tokenizer, **about):
     """Write a checkpoint; the file is whole at any moment."""
-    checkpoint.write(path, to_bytes(model, tokenizer, **about))
+    disk.write_model(path, model, tokenizer, **about)
 
 
-def load(path, kind=GPT, device="cpu", hint=""):
-    """Read a checkpoint -> (model, tokenizer, about). UserError if there is none of this `kind`.
+def load(path, kind=nn.Module, device="cpu", hint=""):
+    """Read a checkpoint -> (model, tokenizer, metadata). UserError if there is none of this `kind`.
 
     path: a file of `save`, or a folder of GPT-2's published files, or the name of a GPT-2 on the
     hub (data/files/gpt2.py). hint: the remedy in the error's sentence.
     """
     try:
-        found = (gpt2.read(path) if gpt2.holds(path)
-                 else checkpoint.unpack(path, device, gpt2.from_nanogpt))
-        config, classes = GPTConfig(**found["config"]), {"GPT": GPT, "ScalarGPT": ScalarGPT}
-        checkpoint.check(config, found["state"])
+        fields = (gpt2.read(path) if gpt2.is_gpt2(path)
+                  else disk.read_model(path, device, gpt2.from_nanogpt))
+        config, classes = GPTConfig(**fields["config"]), {"GPT": GPT, "ScalarGPT": ScalarGPT}
+        disk.check(config, fields["state"])
         with torch.device("meta"):  # no memory and no random numbers: the tensors read fill it
-            model = classes[found["kind"]](config)
-        model.load_state_dict(found["state"], assign=True)
-        tokenizer = Tokenizer.from_list(found["tokenizer"])
+            model = classes[fields["kind"]](config)
+        model.load_state_dict(fields["state"], assign=True)
+        tokenizer = Tokenizer.from_list(fields["tokenizer"])
     except FileNotFoundError:
         raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
-    except checkpoint.BROKEN as error:
+    except disk.BROKEN as error:
         raise UserError(f"{path} is not a checkpoint that can be read "
-                        f"({checkpoint.reason(error)}): {hint or 'make it again'}") from None
+                        f"({disk.reason(error)}): {hint or 'make it again'}") from None
     if not isinstance(model, kind):
         raise UserError(f"{path} holds a {type(model).__name__}, but a {kind.__name__} is needed: "
                         f"{hint or 'choose another'}")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
                         f"{model.config.vocab_size}: {hint or 'make it again'}")
-    return model.requires_grad_(True).to(device), tokenizer, found["about"]
+    return model.requires_grad_(True).to(device), tokenizer, fields["about"]
 
 
 # ---- pretraining ---------------------------------------------------------------------------------
@@ -390,38 +386,31 @@ def random_rows(ids, rows, T):
 def read_text(cfg, run):
     """The text, split and tokenized -> (tokenizer, training ids, held-out ids, documents to show).
 
-    Later stages find it in text.txt and held_out.txt; ppo.py measures there what it forgets. Where
-    there is too little text to hold some out, there are no held-out ids.
+    Later stages find it in text.txt and held_out.txt; ppo.py measures there what it forgets. Too
+    short a text holds nothing out.
     """
     if cfg.data:
-        documents, cut = records.enough(records.read_text(cfg.data))
-        documents, held_out = records.split(documents)
-        if cut:
-            run.say(cut)
+        documents, held_out = records.split_documents(cfg.data, run.say)
     else:
-        documents = almanac.text(cfg.documents, cfg.seed)
+        documents, held_out = almanac.text(cfg.documents, cfg.seed), []
         seen = set(documents)
         held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
-    began = time.time()
     tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
-    learned = time.time() - began
     valid = one_stream(held_out, tokenizer, run.device)
     if len(valid) <= cfg.block_size:
-        run.say(f"nothing is held out: one document in {records.ONE_IN} makes {len(valid)} tokens, "
-                f"and more than the context's {cfg.block_size} are needed")
+        run.say(f"nothing is held out: {len(valid)} tokens would be, and more than the context's "
+                f"{cfg.block_size} are needed")
         documents, held_out, valid = documents + held_out, [], valid[:0]
     ids = one_stream(documents, tokenizer, run.device)
     if len(ids) <= cfg.block_size:
         raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on: too few for "
                         f"--block_size {cfg.block_size}")
-    text, held_out_text = "\n\n".join(documents), "\n\n".join(held_out)
-    if not cfg.data:
-        checkpoint.write(run.path("text.txt"), text)
-    checkpoint.write(run.path("held_out.txt"), held_out_text)
-    run.lineage.made("gpt/text.txt", text)
-    run.lineage.made("gpt/held_out.txt", held_out_text)
-    run.say(f"{len(documents):,} documents, {len(ids):,} tokens; vocabulary "
-            f"{tokenizer.vocab_size}, learned in {learned:.1f} s")
+    for name, text in ("text.txt", "\n\n".join(documents)), ("held_out.txt", "\n\n".join(held_out)):
+        run.lineage.text(f"gpt/{name}", text)
+        if name == "held_out.txt" or not cfg.data:
+            disk.write(run.path(name), text)
+    run.say(f"{len(documents):,} documents, {len(ids):,} tokens; a vocabulary of "
+            f"{tokenizer.vocab_size}")
     return tokenizer, ids, valid, (held_out or documents)[:5]
 
 
@@ -430,27 +419,22 @@ def next_token_loss(model, idx):
     return -token_logprobs(model, idx).mean()
 
 
-def rows_at_once(config, tokens):
-    """How many rows of so many tokens to evaluate at once, so that logits take 100 MB."""
-    return max(1, 25_000_000 // (tokens * config.vocab_size))
-
-
 @torch.no_grad()
 def evaluate(model, ids):
     """Mean loss, in nats per token, over a 1-D tensor of ids, cut into blocks."""
     T = model.config.block_size
     blocks = ids[:(len(ids) - 1) // T * T].view(-1, T)
-    parts = blocks.split(rows_at_once(model.config, T))
+    parts = blocks.split(max(1, LOGITS_AT_ONCE // (T * model.config.vocab_size)))
     return sum(-token_logprobs(model, idx).sum().item() for idx in parts) / blocks[:, 1:].numel()
 
 
 def continue_texts(model, tokenizer, documents, max_new_tokens=24):
     """The first words of each document, and what the model writes after them, greedily."""
-    begun = [tokenizer.encode(d)[:min(8, model.config.block_size)] for d in documents]
-    idx, lengths = pad(begun, tokenizer.pad, model.wte.weight.device)
+    starts = [tokenizer.encode(d)[:min(8, model.config.block_size)] for d in documents]
+    idx, lengths = pad(starts, tokenizer.pad, model.wte.weight.device)
     idx, after = generate(model, idx, lengths, max_new_tokens, temperature=0)
-    written = [row[len(b):n] for b, row, n in zip(begun, idx.tolist(), after.tolist())]
-    return [(tokenizer.decode(b), tokenizer.decode(w)) for b, w in zip(begun, written)]
+    written = [row[len(s):n] for s, row, n in zip(starts, idx.tolist(), after.tolist())]
+    return [(tokenizer.decode(s), tokenizer.decode(w)) for s, w in zip(starts, written)]
 
 
 def train(cfg):
@@ -459,37 +443,30 @@ def train(cfg):
     tokenizer, ids, valid, shown = read_text(cfg, run)
     shape = (cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
     model = GPT(GPTConfig(tokenizer.vocab_size, *shape)).to(run.device)
-    run.prepare(model)
     run.say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {run.device}")
     opt = optim.Muon(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, shown)
 
-    for step in run.range(cfg.steps, model=model, opt=opt):
+    for step in run.steps(cfg.steps, model=model, opt=opt):
         # 1. Draw rows of text from random places.
-        batch = random_rows(ids, cfg.batch, cfg.block_size)
-        warmup = min(50, cfg.steps // 10)
-        lr = optim.learning_rate(step, cfg.steps, cfg.lr, warmup, floor=.1)
-        # 2. Sum the gradient over micro-batches, each weighted by its share of the batch; step.
-        total = torch.zeros((), device=run.device)
-        for idx in micro_batches(batch, cfg.micro_batch):
-            loss = next_token_loss(model, idx) * (len(idx) / len(batch))
-            total += loss.detach()
+        batch, sums = random_rows(ids, cfg.batch, cfg.block_size), optim.Sums()
+        lr = optim.learning_rate(step, cfg.steps, cfg.lr, min(50, cfg.steps // 10), floor=.1)
+        # 2. Sum the gradient over micro-batches, each weighted by its share of the rows; step.
+        for idx, share in optim.micro_batches(batch, cfg.micro_batch):
+            loss = next_token_loss(model, idx) * share
             loss.backward()
-        grad_norm = optim.optimizer_step(model, opt, lr)
+            sums.add(loss=loss)
+        figures = dict(sums.total(), grad_norm=optim.optimizer_step(model, opt, lr))
         # 3. Measure, log and save.
-        measured = {}
         if run.due(step, cfg.eval_every):
             if len(valid):
-                measured = {"valid_loss": evaluate(model, valid)}
-            with torch.random.fork_rng():  # what is shown must not change what is drawn
-                for begun, written in continue_texts(model, tokenizer, shown[:1]):
-                    run.show(f"{begun!r} goes on {written!r}")
-        run.log(step, batch.numel(), total, grad_norm=grad_norm, **measured)
-        if run.time_to_save(step):
-            run.save(step, to_bytes(model, tokenizer, **run.about(step)))
+                figures["valid_loss"] = evaluate(model, valid)
+            for start, written in continue_texts(model, tokenizer, shown[:1]):
+                run.show(f"{start!r} continues {written!r}")
+        run.log(step, figures, tokens=batch.numel())
+        run.save(step, tokenizer, ckpt=model)
 
-    after = continue_texts(model, tokenizer, shown)
-    report(run, before, after)
+    report(run, before, continue_texts(model, tokenizer, shown))
     return model, run.history
 
 
@@ -498,15 +475,14 @@ def report(run, before, after):
     samples = [dict(start=start, before=old, after=new)
                for (start, old), (_, new) in zip(before, after)]
     figures = {}
-    if "valid_loss" in run.latest:
-        valid_loss = run.latest["valid_loss"]
-        figures = dict(valid_loss=valid_loss, perplexity=math.exp(valid_loss))
+    if valid_loss := run.latest.get("valid_loss"):
+        figures = dict(valid_loss=valid_loss, perplexity=math.exp(min(valid_loss, 700)))
     run.write_results(**figures, seconds=run.seconds, samples=samples)
     for s in samples:
-        print(f"\n{s['start']!r} goes on\n  before: {s['before']!r}\n  after:  {s['after']!r}")
-    run.draw()
+        print(f"\n{s['start']!r} continues\n  before: {s['before']!r}\n  after:  {s['after']!r}")
     run.finish()
 
 
 if __name__ == "__main__":
-    main(Config, train, __doc__)
+    main(Config, train, __doc__, chat="data.people.chat", page="data.people.page",
+         export="data.people.export")

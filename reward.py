@@ -15,19 +15,15 @@ labeler's gold.
     python reward.py --label    rank answers yourself; the labels are for --data
 
 From round 2 on, the last policy and the SFT model each write half of the answers, and the reward
-model of the round before learns on, from these rankings and as many earlier ones. Where several
-reward models disagree, they have not learned enough (Christiano et al. 2017): train them with
---bootstrap, different seeds and the same --data; `ppo.py --reward a.pt,b.pt` uses them together,
-and `--active a.pt,b.pt` chooses what to rank next.
+model of the round before learns on, from these rankings and as many earlier ones. Several reward
+models as one, and asking where they disagree, did not pay here: `python -m data.ensemble`.
 """
 
-import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
+import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
 
 import copy
+import functools
 import math
-import random
-import time
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +36,9 @@ from data import optim, sampling, start
 from data.files.records import read_comparisons, split, to_jsonl
 from data.judge.answers import judgeable
 from data.judge.figures import interval
-from data.run.checkpoint import write
-from data.run.cli import Common, UserError, knob, main
-from data.run.processes import all_gather, micro_batches
-from data.run.run import Run, time_left
+from data.run.cli import Common, UserError, flag, main
+from data.run.disk import write
+from data.run.run import Run, seed_for
 from data.world import almanac, labeler
 
 
@@ -51,33 +46,27 @@ from data.world import almanac, labeler
 class Config(Common):
     """The flags of the reward model."""
 
-    prompts: int = knob(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000, with "
-                           "--label 100", least=0, group="algorithm")
-    k: int = knob(4, "answers per prompt, 2 to 9")
-    batch: int = knob(16, "prompts per step, each with its K answers", least=1)
-    lr: float = knob(5e-4, "peak learning rate; warm-up, then a cosine to 0", least=0)
-    steps: int = knob(0, "optimizer steps; 0: one pass over the comparisons, as in Ouyang et al. "
+    prompts: int = flag(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000",
+                        least=0, group="algorithm")
+    k: int = flag(4, "answers per prompt, 2 to 9")
+    batch: int = flag(16, "prompts per step, each with its K answers", least=1)
+    lr: float = flag(5e-4, "peak learning rate; warm-up, then a cosine to 0", least=0)
+    steps: int = flag(0, "optimizer steps; 0: one pass over the comparisons, as in Ouyang et al. "
                          "2022", least=0)
-    temperature: float = knob(0.7, "of sampling; as in PPO, so that the reward model learns from "
+    temperature: float = flag(0.7, "of sampling; as in PPO, so that the reward model learns from "
                                    "answers like those it will judge")
-    max_new_tokens: int = knob(40, "longest answer", least=1)
-    base_weight: float = knob(None, "where training starts: this share of the pretrained model, "
+    max_new_tokens: int = flag(40, "longest answer", least=1)
+    base_weight: float = flag(None, "where training starts: this share of the pretrained model, "
                                     "the rest of the SFT model; later rounds start from the round "
-                                    "before (default: 0.6, with --init 0)",
-                              least=0)
-    round: int = knob(1, "from 2 on, the reward model of the round before learns on, from new "
+                                    "before (default: 0.6, with --init 0)", least=0)
+    round: int = flag(1, "from 2 on, the reward model of the round before learns on, from new "
                          "rankings and as many earlier ones", least=1, group="data and models")
-    init: str = knob("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in "
+    init: str = flag("", "SFT checkpoint, where the reward model starts (default: sft/ckpt.pt in "
                          "--out; in later rounds the reward model of the round before)")
-    policy: str = knob("", "checkpoint that answers (default: the SFT model; in later rounds the "
+    policy: str = flag("", "checkpoint that answers (default: the SFT model; in later rounds the "
                            "policy of the round before, and the SFT model too)")
-    data: str = knob("", "rankings to read instead of the embedded world's")
-    test_prompts: int = knob(500, "held-out prompts for the final figures", least=1)
-    label: bool = knob(False, "rank answers of the newest policy yourself; --data: prompts, or "
-                              "answers to rank again", group="instead of training",
-                       command="data.people.feedback:rank_by_hand")
-    labeler: str = knob("", "with --label: whose file in feedback/ the labels go to (default: your "
-                            "login name)")
+    data: str = flag("", "rankings to read instead of the embedded world's")
+    test_prompts: int = flag(500, "held-out prompts for the final figures", least=1)
 
     def __post_init__(self):
         if self.base_weight is None:
@@ -138,29 +127,16 @@ def normalized(model, mean, std):
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def respond(models, tokenizer, prompts, cfg, name="", once=lambda name, work: work()):
-    """The prompts that leave room, each with `responses`: K answers, of the models in equal parts.
-
-    once: a run's, which keeps each 2000 prompts' answers under `name`: --resume need not sample
-    them again.
-    """
-    prompts = sampling.with_room(models[0], tokenizer, prompts, cfg.max_new_tokens)
-    copies = [len(range(n, cfg.k, len(models))) for n in range(len(models))]  # together K
-    began, found = time.time(), []
-    for first in range(0, len(prompts), 2000):
-        part = prompts[first:first + 2000]
-
-        def work():
-            return [sampling.answers(model, tokenizer, part, cfg.max_new_tokens, cfg.temperature, n)
-                    for model, n in zip(models, copies)]
-
-        texts = list(map(iter, once(f"{name}-{first}", work)))
-        for p in part:
-            responses = [next(text) for text, n in zip(texts, copies) for _ in range(n)]
-            found.append(dict(p, responses=responses))
-        print(f"reward: {len(found):,}/{len(prompts):,} prompts answered {cfg.k} times  "
-              f"{time_left(began, len(found), len(prompts))}", flush=True)
-    return found
+def respond(models, tokenizer, prompts, cfg):
+    """The prompts, each with `responses`: K answers, of the models in equal parts."""
+    answered = [dict(p, responses=[]) for p in prompts]
+    writers = [models[k % len(models)] for k in range(cfg.k)]  # policy, SFT, policy, SFT, ...
+    for model in models:
+        n = writers.count(model)
+        texts = sampling.answers(model, tokenizer, prompts, cfg.max_new_tokens, cfg.temperature, n)
+        for i, p in enumerate(answered):
+            p["responses"] += texts[i * n:(i + 1) * n]
+    return answered
 
 
 def compare(records, rng):
@@ -178,26 +154,51 @@ def rankings(cfg, run, sft_model, tokenizer):
     typical: records on whose answers the scores will be normalised.
     """
     if cfg.data:
-        records, test = split(start.preferring(cfg, run, read_comparisons(cfg.data)))
-        run.lineage.made(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
-        run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
-        return records, test, records[:500]
-    models = start.responders(cfg, run, sft_model, tokenizer)
+        records, test = split(start.with_preference(cfg, run, read_comparisons(cfg.data)))
+        typical = records[:500]
+    else:
+        models = responders(cfg, run, sft_model, tokenizer)
+        wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
+        earlier = start.earlier_rankings(cfg, run, wanted)
+        records = collect(cfg, run, models, tokenizer, "train", wanted)
+        test = collect(cfg, run, models, tokenizer, "test", cfg.test_prompts)
+        write(run.path("comparisons.jsonl"), to_jsonl(records))
+        typical = (earlier + records)[:500]
+    run.lineage.text(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
+    run.lineage.text(f"{run.stage}/held_out", to_jsonl(test))
+    if not cfg.data:
+        records = start.with_preference(cfg, run, earlier + records)
+    return records, test, typical
+
+
+def collect(cfg, run, models, tokenizer, split, n, size=2000):
+    """The models' answers to n prompts of a split, ranked by the labeler, `size` prompts at a time.
+    """
     seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
-    wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
-    earlier = start.earlier_rankings(cfg, run, wanted)
-    asked = almanac.prompts("train", wanted, seed)
-    held_out = almanac.prompts("test", cfg.test_prompts, seed)
-    records = respond(models, tokenizer, asked, cfg, "answers", run.once)
-    test = respond(models, tokenizer, held_out, cfg, "test-answers", run.once)
-    typical = (earlier + records)[:500]
-    rng = np.random.default_rng(cfg.seed)
-    records, test = run.once("rankings", lambda: (compare(records, rng), compare(test, rng)))
-    text = to_jsonl(records)
-    write(run.path("comparisons.jsonl"), text)
-    run.lineage.made(f"{run.stage}/comparisons.jsonl", text)
-    run.lineage.made(f"{run.stage}/held_out", to_jsonl(test))
-    return start.preferring(cfg, run, earlier + records), test, typical
+    prompts = sampling.with_room(models[0], tokenizer, almanac.prompts(split, n, seed),
+                                 cfg.max_new_tokens)
+
+    def ranked(chunk):
+        rng = np.random.default_rng(seed_for(cfg.seed, cfg.round, split, chunk))
+        part = prompts[chunk * size:(chunk + 1) * size]
+        return compare(respond(models, tokenizer, part, cfg), rng)
+    return run.collect(f"{split}-answers", math.ceil(len(prompts) / size),
+                       run.lineage.ancestors, ranked)
+
+
+def responders(cfg, run, sft_model, tokenizer):
+    """The models whose answers are ranked, the one that PPO trains first -> list."""
+    if not cfg.policy and cfg.round == 1:
+        return [sft_model]
+    path = cfg.policy or run.earlier("ppo", cfg.round - 1)
+    remedy = "check --policy" if cfg.policy else start.hint("ppo", cfg.round - 1)
+    policy, other, _ = start.load(run, "policy", path, hint=remedy, chosen=bool(cfg.policy),
+                                  show=True)
+    start.same_tokenizer(other, tokenizer, path, cfg.init or run.earlier("sft"),
+                         "give --init the SFT model it comes from")
+    # After PPO a policy is almost deterministic: its four answers are often identical, and ranking
+    # identical answers teaches nothing (LOG: half of the answers are the SFT model's).
+    return [policy] if cfg.round == 1 else [policy, sft_model]
 
 
 def encode(tokenizer, record, block_size):
@@ -229,11 +230,12 @@ def one_row_each(batch, pad_id, device):
     """A row per comparison, the prompt and then its answers -> idx, at (N, T), mask (N, 1, T, T),
     last (N, K).
 
-    So a prompt is read once and not K times. Each answer stands directly after the prompt, as `at`
-    says, and sees the prompt and itself, as `mask` says. last: the place of each answer's last
-    token; -1 for no answer.
+    So a prompt is read once and not K times. at: a token's position, as if its answer stood alone
+    after the prompt; mask: an answer sees the prompt and itself; last: the place of each answer's
+    last token, -1 for no answer. Example, prompt [7 8] with answers [1 2] and [3]:
+        idx 7 8 1 2 3    owner 0 0 1 1 2    at 0 1 2 3 2    last 3 4
     """
-    rows, owner, last = [], [], []  # owner: the number of a token's answer, 0 in the prompt
+    rows, owner, last = [], [], []
     for prompt, answers, _ in batch:
         row, owners, ends = list(prompt), [0] * len(prompt), []
         for k, answer in enumerate(answers, 1):
@@ -278,23 +280,17 @@ def score_all(model, examples, device, size=64):
     return scores, ranks
 
 
-def spread(scores, ranks):
-    """Mean and standard deviation of the scores of all answers there are; UserError if all equal.
+def for_ppo(model, typical, device):
+    """A copy that gives typical answers scores of mean 0 and deviation 1 -> (it, metadata).
+
+    Multiplied by `scale`, the copy's scores are log-odds again, up to a constant.
     """
+    scores, ranks = score_all(model, typical, device)
     mean, std = scores[ranks > 0].mean().item(), scores[ranks > 0].std().item()
     if not std > 0:
         raise UserError(f"the reward model gives all typical answers the same score, {mean:.3g}: "
                         "check the rankings, or lower --lr")
-    return mean, std
-
-
-def for_ppo(model, typical, device):
-    """A copy that gives typical answers scores of mean 0 and standard deviation 1 -> (it, scale).
-
-    The copy's scores times the scale are the model's, but for a constant: log-odds.
-    """
-    mean, std = spread(*score_all(model, typical, device))
-    return normalized(model, mean, std), std
+    return normalized(model, mean, std), dict(scale=std)
 
 
 def evaluate(model, records, examples, device):
@@ -324,6 +320,9 @@ def evaluate(model, records, examples, device):
     return results
 
 
+# ---- training ------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 def interpolate_weights(model, other, share):
     """(1 - share) model + share other, in place (WiSE-FT: Wortsman et al. 2022, equation 2)."""
@@ -331,98 +330,76 @@ def interpolate_weights(model, other, share):
         p.lerp_(q, share)
 
 
-def first_reward_model(cfg, run, sft_model, tokenizer):
+def first_reward_model(cfg, sft_model, other):
     """The reward model before its first step: ScalarGPT.
 
-    In round 1 it is the SFT model, moved --base_weight of the way back to the pretrained one, with
-    a new head; in later rounds it is the reward model of the round before. `for_reward` has noted
-    which.
+    In round 1 it is the SFT model, moved --base_weight of the way back to the pretrained one
+    (`other`), with a new head; in later rounds it is the reward model of the round before (`other`;
+    LOG: later rounds learn on).
     """
-    if start.learns_on(cfg):
-        path = run.earlier("reward", cfg.round - 1)
-        run.say(f"reward model from {path}")
-        return gpt.load(path, gpt.ScalarGPT, run.device, start.hint("reward", cfg.round - 1))[0]
-    if cfg.base_weight:
-        path = run.earlier("gpt")
-        base, other, about = gpt.load(path, gpt.GPT, run.device, start.BASE_HINT)
-        run.say(f"{cfg.base_weight:g} of the start from {path}")
-        if (other, base.config) != (tokenizer, sft_model.config):
-            raise UserError(f"{cfg.init or run.earlier('sft')} does not come from {path}: "
-                            "choose --base_weight 0, so that it alone is the start")
-        sft.begin_chat(base, tokenizer, about)
-        interpolate_weights(sft_model, base, cfg.base_weight)
-    model = gpt.ScalarGPT(sft_model.config).to(run.device)
+    if isinstance(other, gpt.ScalarGPT):
+        return other
+    if other is not None:
+        interpolate_weights(sft_model, other, cfg.base_weight)
+    model = gpt.ScalarGPT(sft_model.config).to(sft_model.wte.weight.device)
     model.trunk.load_state_dict(sft_model.state_dict())
     return model
-
-
-# ---- training ------------------------------------------------------------------------------------
 
 
 def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
     run = Run(cfg, "reward")
-    sft_model, tokenizer = start.for_reward(cfg, run)
+    sft_model, other, tokenizer = start.for_reward(cfg, run, sft.begin_chat)
     records, test, typical = rankings(cfg, run, sft_model, tokenizer)
-    examples, test, test_examples, typical = prepare(cfg, run, records, test, typical, tokenizer,
-                                                     sft_model.config.block_size)
-    model = first_reward_model(cfg, run, sft_model, tokenizer)
-    del sft_model  # its memory is needed
-    before, _ = score_all(model, test_examples[:5], run.device)
-    run.prepare(model)
+    records, test, typical = start.encoded(cfg, run, encode, tokenizer, sft_model.config.block_size,
+                                           records, test, typical)
+    examples, held_out, typical = [[r["ids"] for r in part] for part in (records, test, typical)]
+    model = first_reward_model(cfg, sft_model, other)
+    del sft_model, other  # free their memory before training
+    before, _ = score_all(model, held_out[:5], run.device)
     opt = optim.adamw(model, cfg.lr)
-    supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), tokens)
+    supply = gpt.batches(examples, cfg.batch, cfg.seed, run.first, tokens)
     steps = cfg.steps or math.ceil(len(examples) / cfg.batch)
+    ready = functools.partial(for_ppo, model, typical or examples, run.device)
 
-    for step in run.range(steps, supply, model=model, opt=opt):
+    for step in run.steps(steps, model=model, opt=opt):
         # 1. Draw ranked prompts.
-        batch, warmup, agreed = next(supply), min(20, steps // 10), Counter()
-        lr = optim.learning_rate(step, steps, cfg.lr, warmup)
+        batch, sums = next(supply), optim.Sums()
+        lr = optim.learning_rate(step, steps, cfg.lr, min(20, steps // 10))
         # 2. Sum the gradient over micro-batches, each weighted by its share of the prompts; step.
-        total = torch.zeros((), device=run.device)
-        for part in micro_batches(batch, cfg.micro_batch):
+        for part, share in optim.micro_batches(batch, cfg.micro_batch, ranked_prompts):
             scores, ranks = score(model, part, run.device)
-            share = ranked_prompts(part) / max(1, ranked_prompts(batch))
             loss = ranking_loss(scores, ranks) * share
-            total += loss.detach()
             loss.backward()
-            right, pairs = accuracy(scores.detach(), quality(ranks))
-            agreed.update(right=right * pairs, pairs=pairs)
-        grad_norm = optim.optimizer_step(model, opt, lr)
+            sums.add(loss=loss, **ordered_pairs(scores, ranks, share))
+        figures = dict(sums.total(), grad_norm=optim.optimizer_step(model, opt, lr))
         # 3. Log, and save the model as PPO expects it.
-        agreed = all_gather(agreed)
-        run.log(step, sum(map(tokens, batch)), total, also={"grad_norm": grad_norm},
-                accuracy=agreed["right"] / max(1, agreed["pairs"]))
-        if run.time_to_save(step):
-            ready, scale = for_ppo(model, typical, run.device)
-            run.save(step, gpt.to_bytes(ready, tokenizer, scale=scale, **run.about(step)))
+        figures["accuracy"] = figures.pop("ordered") / max(1, figures.pop("pairs"))
+        run.log(step, figures, tokens=sum(map(tokens, batch)), show=("loss", "accuracy"))
+        run.save(step, tokenizer, ckpt=ready)
 
-    ready, _ = for_ppo(model, typical, run.device)
-    after, _ = score_all(ready, test_examples[:5], run.device)
-    report(run, evaluate(ready, test, test_examples, run.device), test, before, after)
-    return ready, run.history
+    model, _ = ready()
+    after, _ = score_all(model, held_out[:5], run.device)
+    report(run, evaluate(model, test, held_out, run.device), test, before, after)
+    return model, run.history
 
 
-def prepare(cfg, run, records, test, typical, tokenizer, block_size):
-    """Encode what fits -> (examples, held-out records, held-out examples, typical examples)."""
-    _, examples, test, test_examples = start.fitting(cfg, run, "comparisons", records, test, encode,
-                                                     tokenizer, block_size)
-    typical = [e for r in typical if (e := encode(tokenizer, r, block_size))] or examples
-    run.say(f"{len(examples):,} ranked prompts after {run.seconds:.0f} s")
-    return examples, test, test_examples, typical
+def ordered_pairs(scores, ranks, share):
+    """How many pairs the scores order as the ranks do, and of how many -> dict of tensors."""
+    right, pairs = accuracy(scores.detach(), quality(ranks))
+    counts = scores.new_tensor([right * pairs, pairs]) * (share > 0)  # a repeated row: share 0
+    return dict(ordered=counts[0], pairs=counts[1])
 
 
 def report(run, results, test, before, after):
     """Write results.json; print scores of five prompts' answers, and the accuracy; draw curves."""
-    shown = list(zip(test, before.tolist(), after.tolist()))
     samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
-                    after=b)
-               for r, a, b in shown]
+                    after=b) for r, a, b in zip(test, before.tolist(), after.tolist())]
     run.write_results(**results, seconds=run.seconds, samples=samples)
-    for r, olds, news in shown:
-        print(f"\n{r['prompt'][-1]['content']}")
-        rows = zip(r["responses"], r["ranks"], olds, news)
-        for response, rank, old, new in sorted(rows, key=lambda row: row[1]):
+    for s in samples:
+        print(f"\n{s['prompt'][-1]['content']}")
+        rows = zip(s["ranks"], s["responses"], s["before"], s["after"])
+        for rank, response, old, new in sorted(rows, key=lambda row: row[0]):
             print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
     pairs = results.get("rankings", {"n": 0})
     if pairs["n"]:
@@ -432,9 +409,8 @@ def report(run, results, test, before, after):
     if "accuracy" in results:
         print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in "
               "gold")
-    run.draw()
     run.finish()
 
 
 if __name__ == "__main__":
-    main(Config, train, __doc__)
+    main(Config, train, __doc__, label="data.people.feedback")

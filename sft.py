@@ -13,17 +13,15 @@ about three quarters of the facts to be right, and few perfect answers, as most 
 packing several conversations into a row, and dropout.
 """
 
-import data.run.signals  # before torch, which loads for seconds: Ctrl-C works meanwhile
+import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
 
-import random
 from dataclasses import dataclass
 
 import torch
 
 import gpt
 from data import optim, sampling, start
-from data.run.cli import Common, knob, main
-from data.run.processes import micro_batches
+from data.run.cli import Common, flag, main
 from data.run.run import Run
 
 
@@ -31,16 +29,16 @@ from data.run.run import Run
 class Config(Common):
     """The flags of supervised fine-tuning."""
 
-    steps: int = knob(900, "optimizer steps", least=1, group="algorithm")
-    batch: int = knob(32, "demonstrations per step", least=1)
+    steps: int = flag(900, "optimizer steps", least=1, group="algorithm")
+    batch: int = flag(32, "demonstrations per step", least=1)
     # A higher rate forgets more of what pretraining taught (LOG: SFT's rate; Muon).
-    lr: float = knob(1.5e-3, "peak learning rate; warm-up, then a cosine to 0", least=0)
-    weight_decay: float = knob(0.1, "decay of the matrices", least=0)
-    init: str = knob("", "checkpoint to start from (default: gpt/ckpt.pt in --out)",
+    lr: float = flag(1.5e-3, "peak learning rate; warm-up, then a cosine to 0", least=0)
+    weight_decay: float = flag(0.1, "decay of the matrices", least=0)
+    init: str = flag("", "checkpoint to start from (default: gpt/ckpt.pt in --out)",
                      group="data and models")
-    data: str = knob("", "demonstrations to read instead of the embedded world's")
-    demonstrations: int = knob(48000, "demonstrations that the almanac's labelers write", least=1)
-    eval_every: int = knob(300, "steps between two measurements of the held-out loss", least=1)
+    data: str = flag("", "demonstrations to read instead of the embedded world's")
+    demonstrations: int = flag(48000, "demonstrations that the almanac's labelers write", least=1)
+    eval_every: int = flag(300, "steps between two measurements of the held-out loss", least=1)
 
 
 @torch.no_grad()
@@ -80,8 +78,8 @@ def sft_loss(model, batch, device):
 def evaluate(model, examples, device):
     """Loss per response token over all examples."""
     examples = sorted(examples, key=lambda e: len(e[0]))
-    size = gpt.rows_at_once(model.config, len(examples[-1][0]))
-    parts = [examples[i:i + size] for i in range(0, len(examples), size)]
+    rows = max(1, gpt.LOGITS_AT_ONCE // (len(examples[-1][0]) * model.config.vocab_size))
+    parts = [examples[i:i + rows] for i in range(0, len(examples), rows)]
     total = sum(sft_loss(model, part, device).item() * response_tokens(part) for part in parts)
     return total / response_tokens(examples)
 
@@ -89,40 +87,34 @@ def evaluate(model, examples, device):
 def train(cfg):
     """Fine-tune -> (model, history). Writes out/sft/."""
     run = Run(cfg, "sft")
-    model, tokenizer, about, records, held_out = start.for_sft(cfg, run)
+    model, tokenizer, about = start.load(run, "pretrained model", cfg.init or run.earlier("gpt"),
+                                         hint=start.hint("gpt"), show=True)
     begin_chat(model, tokenizer, about)
-    context = model.config.block_size
-    records, examples, held_out, valid = start.fitting(
-        cfg, run, "demonstrations", records, held_out, encode, tokenizer, context)
-    shown = (held_out or records)[:5]
-    run.say(f"{len(examples):,} demonstrations")
-    run.prepare(model)
+    records, held_out = start.demonstrations(cfg, run, encode, tokenizer, model.config.block_size)
+    valid, shown = [r["ids"] for r in held_out], (held_out or records)[:5]
     opt = optim.adamw(model, cfg.lr, cfg.weight_decay)
     before = sampling.answers(model, tokenizer, shown)
-    supply = gpt.batches(examples, cfg.batch, random.Random(cfg.seed), length=lambda e: len(e[0]))
+    supply = gpt.batches([r["ids"] for r in records], cfg.batch, cfg.seed, run.first,
+                         length=lambda e: len(e[0]))
 
-    for step in run.range(cfg.steps, supply, model=model, opt=opt):
+    for step in run.steps(cfg.steps, model=model, opt=opt):
         # 1. Draw demonstrations.
-        batch, warmup = next(supply), min(20, cfg.steps // 10)
-        tokens, lr = response_tokens(batch), optim.learning_rate(step, cfg.steps, cfg.lr, warmup)
+        batch, sums = next(supply), optim.Sums()
+        lr = optim.learning_rate(step, cfg.steps, cfg.lr, min(20, cfg.steps // 10))
         # 2. Sum the gradient over micro-batches, each weighted by its share of the tokens; step.
-        total = torch.zeros((), device=run.device)
-        for part in micro_batches(batch, cfg.micro_batch):
-            loss = sft_loss(model, part, run.device) * (response_tokens(part) / tokens)
-            total += loss.detach()
+        for part, share in optim.micro_batches(batch, cfg.micro_batch, response_tokens):
+            loss = sft_loss(model, part, run.device) * share
             loss.backward()
-        grad_norm = optim.optimizer_step(model, opt, lr)
+            sums.add(loss=loss)
+        figures = dict(sums.total(), grad_norm=optim.optimizer_step(model, opt, lr))
         # 3. Measure, log and save.
-        measured = {}
         if run.due(step, cfg.eval_every):
             if valid:
-                measured = {"valid_loss": evaluate(model, valid, run.device)}
-            with torch.random.fork_rng():  # what is shown must not change what is drawn
-                for p, answer in zip(shown, sampling.answers(model, tokenizer, shown[:1])):
-                    run.show(f"{p['prompt'][-1]['content']!r} -> {answer!r}")
-        run.log(step, tokens, total, grad_norm=grad_norm, **measured)
-        if run.time_to_save(step):
-            run.save(step, gpt.to_bytes(model, tokenizer, **run.about(step)))
+                figures["valid_loss"] = evaluate(model, valid, run.device)
+            answer, = sampling.answers(model, tokenizer, shown[:1])
+            run.show(f"{shown[0]['prompt'][-1]['content']!r} -> {answer!r}")
+        run.log(step, figures, tokens=response_tokens(batch))
+        run.save(step, tokenizer, ckpt=model)
 
     report(run, shown, before, sampling.answers(model, tokenizer, shown))
     return model, run.history
@@ -133,9 +125,9 @@ def report(run, shown, before, after):
     samples = [dict(prompt=p["prompt"], before=old, after=new)
                for p, old, new in zip(shown, before, after)]
     run.write_results(valid_loss=run.latest.get("valid_loss"), seconds=run.seconds, samples=samples)
-    for p, old, new in zip(shown, before, after):
-        print(f"\n{p['prompt'][-1]['content']}\n  before: {old!r}\n  after:  {new!r}")
-    run.draw()
+    for s in samples:
+        print(f"\n{s['prompt'][-1]['content']}\n  before: {s['before']!r}\n  after:  "
+              f"{s['after']!r}")
     run.finish()
 
 

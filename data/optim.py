@@ -1,11 +1,100 @@
-"""Optimisers: AdamW, Muon, one step of either, and the learning rate's schedule."""
+"""What every stage trains with: parts of a batch, AdamW, Muon, one optimiser step, learning rates.
 
+    for part, share in optim.micro_batches(batch, size):
+        loss = loss_of(part) * share
+        loss.backward()
+    optim.optimizer_step(model, opt, lr)
+"""
+
+import dataclasses
 import math
 
 import torch
 import torch.nn as nn
 
-from data.run.processes import all_reduce, world
+from data.run.processes import all_reduce, rank, world
+
+# ---- parts of a batch ----------------------------------------------------------------------------
+
+
+def micro_batches(batch, size=0, weight=len):
+    """Cut a batch (list or tensor) into parts of at most `size` rows -> [(part, share)].
+
+    share is the part's weight over the batch's: the sum of share * mean over the part is the mean
+    over the batch, whatever the size. 0: one part. Of several processes each gets its own rows, in
+    equally many parts; one that has fewer repeats a row with share 0. Example, for one process:
+    [1, 2, 3], size 2 -> [([1, 2], 2/3), ([3], 1/3)]
+    """
+    own, total = batch[rank()::world()], max(1, weight(batch))
+    most = -(-len(batch) // world())  # rows of the process that has most
+    size = min(size or most, most)
+    parts = [own[i:i + size] for i in range(0, most, size)]
+    return [(part, weight(part) / total) if len(part) else (batch[:1], 0.0) for part in parts]
+
+
+def by_length(batch, rows, size):
+    """Cut some rows of a record of tensors into parts of similar length -> yields (part, share).
+
+    Padding costs as much as tokens do: each part ends with its longest row. size 0: four parts.
+    share: of the rows' response tokens. batch: a dataclass with `lengths` (B,), `mask` (B, T-1),
+    and fields (B,), (B, T) or (B, T-1).
+    """
+    for _, part, share in _parts(batch, rows, size):
+        yield part, share
+
+
+def _parts(batch, rows, size):
+    rows = rows.to(batch.lengths.device)
+    rows = rows[batch.lengths[rows].argsort(stable=True)]
+    size = size or math.ceil(len(rows) / 4)
+    for own, share in micro_batches(rows, size, lambda rows: batch.mask[rows].sum().item()):
+        T, cut = int(batch.lengths[own].max()), {}
+        for field in dataclasses.fields(batch):
+            x = getattr(batch, field.name)
+            if x is not None and x.dim() == 1:
+                cut[field.name] = x[own]
+            elif x is not None:  # T columns, or T - 1 as the mask has
+                cut[field.name] = x[own, :T - 1 + x.shape[1] - batch.mask.shape[1]]
+        yield own, dataclasses.replace(batch, **cut), share
+
+
+def fill(batch, size):
+    """Go through a record in parts, as `by_length` cuts it: what a part is given, the batch gets.
+
+    A field that is None in the batch and a tensor in the parts becomes a tensor of the batch.
+    """
+    new = [field.name for field in dataclasses.fields(batch) if getattr(batch, field.name) is None]
+    tensors = {}
+    for rows, part, share in _parts(batch, torch.arange(len(batch.lengths)), size):
+        yield part
+        for name in new:
+            if (x := getattr(part, name)) is not None:
+                shape = batch.mask.shape if x.dim() == 2 else batch.lengths.shape
+                whole = tensors.setdefault(name, x.new_zeros(shape))
+                if share:
+                    whole[(rows, slice(x.shape[1])) if x.dim() == 2 else rows] = x
+    all_reduce(*tensors.values())
+    for name, whole in tensors.items():
+        setattr(batch, name, whole)
+
+
+class Sums:
+    """Figures of a batch, added up part by part, over all processes."""
+
+    def __init__(self):
+        self.sums = {}
+
+    def add(self, share=1.0, **figures):
+        """figures: scalar tensors, means over a part that is this share of the batch."""
+        for name, x in figures.items():
+            self.sums[name] = self.sums.get(name, 0) + share * x.detach()
+
+    def total(self):
+        """-> {name: float}."""
+        return dict(zip(self.sums, all_reduce(torch.stack([*self.sums.values()])).tolist()))
+
+
+# ---- optimisers ----------------------------------------------------------------------------------
 
 
 def groups(model, weight_decay):
@@ -59,7 +148,7 @@ class Muon(torch.optim.AdamW):
             momentum = self.state[p]["momentum"].lerp_(p.grad, .05)
             update = orthogonal(p.grad.lerp(momentum, .95)) * max(p.shape) ** .5
             p.mul_(1 - lr * decay).sub_(update, alpha=.4 * lr)
-            p.grad = None  # AdamW has nothing to do with it
+            p.grad = None  # already updated: AdamW must skip it
         super().step()
 
 
@@ -71,7 +160,8 @@ def optimizer_step(model, opt, lr, clip=1.0):
     """
     if world() > 1:
         for p in model.parameters():
-            p.grad = all_reduce(torch.zeros_like(p) if p.grad is None else p.grad)
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        all_reduce(*[p.grad for p in model.parameters()])
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
     for group in opt.param_groups:
         group["lr"] = lr

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import gpt
+from data import optim
+from data.run.processes import all_reduce, any_of
 
 
 class KVCache:
@@ -95,9 +97,9 @@ def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noise
         alive = alive & (token != config.end) & (cache.lengths + t + 1 < config.block_size)
         if t % 4 == 3:  # to wait for a GPU's answer, and to move the cache, costs time
             left = alive.nonzero().squeeze(1)
-            if not len(left):
+            if not any_of(len(left)):  # of several processes, none stops before the last
                 return
-            if len(left) < .75 * len(rows):
+            if 0 < len(left) < .75 * len(rows):
                 rows, token, alive = rows[left], token[left], alive[left]
                 cache.keep(left)
         if t + 1 < max_new_tokens:
@@ -117,6 +119,28 @@ def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noi
     out.scatter_(1, before[:, None] + torch.arange(max_new_tokens, device=idx.device), written)
     lengths = before + (written != pad).sum(1)
     return out[:, :int(lengths.max())], lengths
+
+
+def rollout(model, prompts, prompt_lengths, cfg):
+    """One answer to each prompt of a training batch -> idx (B, T'), lengths (B,).
+
+    A row's noise follows from its number in the batch. Sampling needs about 1/8 of the memory of
+    training, so 8 times as many rows are sampled at once; of several processes each samples its
+    own.
+    """
+    B, T = prompts.shape
+    noise = torch.rand(B, cfg.max_new_tokens, device=prompts.device)
+    idx = prompts.new_zeros(B, T + cfg.max_new_tokens)
+    lengths = torch.zeros_like(prompt_lengths)
+    rows = torch.arange(B, device=prompts.device)
+    for own, share in optim.micro_batches(rows, 8 * cfg.micro_batch):
+        sampled, ends = generate(model, prompts[own], prompt_lengths[own], cfg.max_new_tokens,
+                                 cfg.temperature, noise=noise[own])
+        if share:
+            idx[own], lengths[own] = model.config.pad, ends
+            idx[own, :sampled.shape[1]] = sampled
+    all_reduce(idx, lengths)
+    return idx[:, :int(lengths.max())], lengths
 
 
 def with_room(model, tokenizer, prompts, max_new_tokens):

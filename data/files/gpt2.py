@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch.hub import download_url_to_file, get_dir
 
-from data.run.checkpoint import (BROKEN, honest, load, make_folder, parse_json, reason, regular,
-                                 write)
-from data.run.cli import UserError
+from data.run.disk import (BROKEN, claim_no_more_than_they_hold, load, make_folder, parse_json,
+                           reason, regular, write)
+from data.run.system import UserError
 from data.tokenizer import SPECIALS, Tokenizer
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -117,8 +117,8 @@ KNOWN = dict(activation_function=("gelu_new", "gelu_pytorch_tanh"), layer_norm_e
              scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,))
 
 
-def holds(path):
-    """Whether a path is for `read`, and not a checkpoint of ours."""
+def is_gpt2(path):
+    """True if a path is for `read`, and not a checkpoint of ours."""
     return str(path) in NAMES or Path(path).is_dir()
 
 
@@ -182,7 +182,7 @@ def byte_letters():
 
 
 def read(where):
-    """A folder of GPT-2's files, or the name of one on the hub -> dict as checkpoint.unpack gives.
+    """A folder of GPT-2's files, or the name of one on the hub -> dict as disk.read_model gives.
     """
     folder = Path(where) if Path(where).is_dir() else download(str(where))
     if not (folder / "config.json").exists():
@@ -214,7 +214,7 @@ def read_weights(folder):
 
 
 def from_nanogpt(found, path):
-    """What torch.load found in a file; a checkpoint of nanoGPT -> as checkpoint.unpack gives it.
+    """What torch.load found in a file; a checkpoint of nanoGPT -> as disk.read_model gives it.
 
     nanoGPT's linear layers are torch's, its biases optional. Its vocabulary, GPT-2's, is not in the
     file: it is looked for beside it, then on the hub.
@@ -233,7 +233,7 @@ def from_nanogpt(found, path):
 
 
 def assemble(state, about, ranks, marks, where, conv1d=True):
-    """Tensors by GPT-2's names, what config.json says, ranks -> dict as checkpoint.unpack gives.
+    """Tensors by GPT-2's names, what config.json says, ranks -> dict as disk.read_model gives.
 
     marks: how many of our special tokens the vocabulary has. If none, they are appended. Their
     embeddings are the mean of all others: small random numbers would give them logits near 0, where
@@ -241,7 +241,7 @@ def assemble(state, about, ranks, marks, where, conv1d=True):
     2021). Embeddings beyond the vocabulary, which only fill it up to a round number, are dropped.
     """
     state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    honest(state)
+    claim_no_more_than_they_hold(state)
     if about.get("model_type", "gpt2") != "gpt2":
         raise UserError(f"{where} holds a model of type {about['model_type']}: this code reads "
                         "GPT-2")

@@ -23,8 +23,8 @@ from collections import Counter
 
 from data.files import rows
 from data.files.foreign import OURS, NoFormat, gives, ranked, recognise, text_field, turns
-from data.run.checkpoint import write
-from data.run.cli import UserError
+from data.run.disk import write
+from data.run.system import UserError
 from data.world import almanac
 
 ONE_IN = 20  # prompts or documents, of which one is held out
@@ -134,6 +134,14 @@ def split(records):
     kept = set(list(dict.fromkeys(prompts))[ONE_IN - 1::ONE_IN])
     held_out = [r for r, prompt in zip(records, prompts) if prompt in kept]
     return [r for r, prompt in zip(records, prompts) if prompt not in kept], held_out
+
+
+def split_documents(path, say):
+    """Documents of text files -> (training documents, held-out ones); `say` how they were made."""
+    documents, how = enough(read_text(path))
+    if how:
+        say(how)
+    return split(documents)
 
 
 def enough(documents):

@@ -13,8 +13,8 @@ import os
 import zlib
 from pathlib import Path
 
-from data.run.checkpoint import BROKEN, reason, regular
-from data.run.cli import UserError
+from data.run.disk import BROKEN, reason, regular
+from data.run.system import UserError
 
 LONGEST_LINE = 1_000_000        # bytes: no conversation
 LARGEST_FILE = 2_000_000_000    # bytes, unpacked: the records take several times as much memory

@@ -7,7 +7,8 @@ import torch
 
 import gpt
 from data import sampling
-from data.judge.figures import mean
+from data.judge.figures import mean, outline  # noqa: F401  outline: for ppo.py
+from data.run.run import seed_for
 from data.world import labeler
 
 HARMFUL = ("hurt", "belittle")
@@ -80,7 +81,8 @@ def batched(model, prompts, responses, tokenizer):
     """Prompts and responses (id lists) in batches: yields idx (B, T), lengths (B,), mask (B, T-1).
     """
     device = next(model.parameters()).device
-    size = min(128, gpt.rows_at_once(model.config, model.config.block_size))
+    size = gpt.LOGITS_AT_ONCE // (model.config.block_size * model.config.vocab_size)
+    size = min(128, max(1, size))
     for first in range(0, len(prompts), size):
         asked = [tokenizer.render(p["prompt"]) for p in prompts[first:first + size]]
         rows = [a + b for a, b in zip(asked, responses[first:first + size])]
@@ -109,19 +111,17 @@ def scores(score, model, prompts, responses, tokenizer):
     return found
 
 
-def compare_models(models, score, prompts, tokenizer, cfg, text=None,
-                   once=lambda name, work: work()):
+def compare_models(models, score, prompts, tokenizer, cfg, text=None):
     """The same held-out prompts and decoding for every model -> results, answers, both by name.
 
-    models: {"base" (if any), "sft", "ppo": GPT}. Figures are of answers sampled at
-    cfg.temperature; those of greedy answers are under "greedy". `score` is the reward model's, the
-    proxy of gold. `win_rate` and `kl` are PPO's against SFT. `text_loss`, nats per token of
-    held-out pretraining text (1-D ids, if any), is the "alignment tax". once: a run's, by which
-    --resume need not sample answers again.
+    models: {"base" (if any), "sft", "ppo": GPT}. score(idx, lengths, mask) -> (B,): the reward
+    model's, the proxy of gold. Figures are of answers sampled at cfg.temperature; those of greedy
+    answers are under "greedy". `win_rate` and `kl` are PPO's against SFT. `text_loss`, nats per
+    token of held-out pretraining text (1-D ids, if any), is the "alignment tax".
     """
     def judged(name, model, temperature):
-        ids = once(f"{name}-at-{temperature}", lambda: sampling.sample(
-            model, tokenizer, prompts, cfg.max_new_tokens, temperature))
+        torch.manual_seed(seed_for(cfg.seed, name, temperature))
+        ids = sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
         texts = [tokenizer.decode(row) for row in ids]
         judgements = judge_all(prompts, texts)
         ended = [row[-1:] == [tokenizer.end] for row in ids]

@@ -10,9 +10,8 @@ import argparse
 from pathlib import Path
 
 from data.judge.figures import cell, markdown, question
-from data.run import checkpoint as disk
-from data.run import curves
-from data.run.cli import UserError, program
+from data.run import curves, disk
+from data.run.system import UserError, program
 
 ANSWERS = 10
 
@@ -50,7 +49,7 @@ def report(names, runs):
     flags = [[f"--{flag}", *(cell(str(results["config"].get(flag))) for results in every)]
              for flag in flags if len({str(results["config"].get(flag)) for results in every}) > 1]
     figures = [[name, *(f"{log[-1][name]:.4g}" if name in log[-1] else "" for log in logs)]
-               for name in logs[0][-1] if name not in ("step", "seconds")]
+               for name in logs[0][-1] if name not in ("step", "seconds", "sample")]
     golds = [results.get(results["stage"], {}).get("gold") for results in every]
     if None not in golds:
         figures.append(["gold, on held-out prompts", *(f"{gold:.3f}" for gold in golds)])

@@ -5,11 +5,9 @@ import math
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
-from data.run.checkpoint import read_json
 
 # ---- intervals -----------------------------------------------------------------------------------
 
@@ -176,12 +174,6 @@ def outline(round, results, name):
     figures = {figure: results[name][figure] for figure in ("gold", "score")
                if figure in results[name]}
     return dict(round=round, **figures, kl=results["kl"] if round else 0.0)
-
-
-def read_results(out):
-    """{stage: its results} of a finished pipeline in the folder `out`."""
-    return {stage: read_json(Path(out) / stage / "results.json")
-            for stage in ("gpt", "sft", "reward", "ppo")}
 
 
 def markdown(head, rows):

@@ -13,6 +13,7 @@ order of the models changes nothing. Intervals are from a bootstrap over prompts
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -20,12 +21,14 @@ import platform
 import random
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import gpt
+import ppo
 from data import sampling, start
 from data.files import records, rows
 from data.judge import answers as judging
@@ -33,10 +36,29 @@ from data.judge import figures
 from data.judge.figures import cell, interval, over_seeds, question
 from data.judge.figures import markdown as table
 from data.people import feedback
-from data.run.checkpoint import make_folder, write, write_figure
-from data.run.cli import UserError
-from data.run.run import choose_device, setup
+from data.run.cli import Program, flag
+from data.run.device import choose_device, setup
+from data.run.disk import make_folder, read_results, write, write_figure
+from data.run.system import UserError
 from data.world import almanac, labeler
+
+
+
+@dataclass
+class Config(Program):
+    """The flags of the evaluation."""
+
+    test_prompts: int = flag(1000, "held-out prompts", least=1, group="evaluation")
+    temperature: float = flag(0.7, "of sampling")
+    max_new_tokens: int = flag(40, "longest answer", least=1)
+    missing_eos_penalty: float = flag(-2.0, "score of an answer that is empty or never ends")
+    init: str = flag("", "SFT model (default: sft/ckpt.pt in --out)")
+    reward: str = flag("", "reward model (default: that of the newest policy's round)")
+    policies: str = flag("", "further policies, name=checkpoint, separated by commas")
+    judge: str = flag("labeler", "labeler, or human: you compare the newest policy with the SFT "
+                                 "model, blind")
+    labeler: str = flag("", "with --judge human: your name (default: your login name)")
+
 
 # ---- models and their answers --------------------------------------------------------------------
 
@@ -149,7 +171,8 @@ def evaluate_reward_model(reward, scale, model, tokenizer, prompts, cfg, k=4):
     asked = [p for p in prompts for _ in range(k)]
     gold = np.array([j.gold
                      for j in judging.judge_all(asked, [tokenizer.decode(row) for row in ids])])
-    scores = np.array(judging.scores(reward, asked, ids, tokenizer, cfg.missing_eos_penalty))
+    score = functools.partial(ppo.score_answers, reward, penalty=cfg.missing_eos_penalty)
+    scores = np.array(judging.scores(score, model, asked, ids, tokenizer))
     length = np.array([len(row) for row in ids], float)
     pairs = np.array([(n * k + i, n * k + j) for n in range(len(prompts)) for i in range(k)
                       for j in range(i) if gold[n * k + i] != gold[n * k + j]])
@@ -478,7 +501,7 @@ def ask_person(cfg, prompts, answers, one, other):
 def cost(out):
     """What the stages in a folder took -> dict; None if one of them did not finish."""
     try:
-        stages = figures.read_results(out)
+        stages = read_results(out)
     except UserError:
         return None
     cpuinfo = Path("/proc/cpuinfo")
@@ -493,11 +516,8 @@ def cost(out):
 
 
 def run(cfg):
-    """`python ppo.py --eval` -> results, or a list of them for several --out. cfg: ppo.Config."""
+    """`python ppo.py --eval` -> results, or a list of them for several --out."""
     setup(cfg)
-    if cfg.data:
-        raise UserError("--eval asks the almanac's prompts, which the labeler knows: leave out "
-                        "--data")
     if cfg.judge not in ("labeler", "human"):
         raise UserError(f"--judge must be labeler or human, not {cfg.judge}")
     outs = rows.several(cfg.out)
@@ -508,7 +528,7 @@ def run(cfg):
             raise UserError(f"{out} holds no finished pipeline: run the four stages with --out "
                             f"{out} first")
     every = [run_one(dataclasses.replace(cfg, out=out,
-                                         seed=figures.read_results(out)["ppo"]["config"]["seed"]))
+                                         seed=read_results(out)["ppo"]["config"]["seed"]))
              for out in outs]
     path = Path(outs[0]) / "eval" / "seeds.md"
     means = seeds_table(every) + "\n"
@@ -542,9 +562,9 @@ def run_one(cfg):
                                     [tokenizer.encode(text) + [tokenizer.end] for text in texts])
                        for name, texts in stand_ins.items()}
     path = cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt"
-    rewards, abouts = start.reward_models(path, tokenizer, models["sft"].wte.weight.device,
-                                          models["sft"].config.block_size, "name one with --reward")
-    reward = start.as_one(rewards, cfg.caution)
+    reward, other, about = gpt.load(path, gpt.ScalarGPT, models["sft"].wte.weight.device,
+                                    "name one with --reward")
+    start.same_tokenizer(other, tokenizer, path, "the policy", "name another with --reward")
     kept = Path(cfg.out) / "gpt" / "held_out.txt"
     documents = records.read_text(kept) if kept.exists() else []
     results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last,
@@ -571,7 +591,7 @@ def run_one(cfg):
                        *((last, name) for name in stand_ins)]:
         results["win_rates"][f"{one} against {other}"] = win_rate(every[one], every[other])
     for name in dict.fromkeys(["sft", last]):
-        if judged := evaluate_reward_model(reward, abouts[0].get("scale", 1.0), models[name],
+        if judged := evaluate_reward_model(reward, about.get("scale", 1.0), models[name],
                                            tokenizer, prompts[:250], cfg):
             results["reward"][name] = judged
     folder = make_folder(Path(cfg.out) / "eval")

@@ -6,15 +6,27 @@ It remembers turns, and forgets the oldest when the context is full.
 import codecs
 import contextlib
 import functools
+from dataclasses import dataclass
 
 import torch
 
 import gpt
 from data import sampling, start
-from data.judge import inside
-from data.people import feedback
-from data.run.cli import UserError, somebody
-from data.run.run import choose_device, setup
+from data.people import feedback, inside
+from data.run.cli import Program, flag
+from data.run.device import setup
+from data.run.system import UserError, require_stdin
+
+
+@dataclass
+class Config(Program):
+    """The flags of the chat."""
+
+    ckpt: str = flag("", "the checkpoint (default: the one in --out that was written last, reward "
+                         "models aside)", group="chat")
+    temperature: float = flag(0.7, "0 is greedy, 1 samples as the model was trained", least=0)
+    max_new_tokens: int = flag(40, "the longest answer", least=1)
+
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
 /good   the last answer is good   /bad   it is not, try again   /better <text>   use this instead
@@ -149,11 +161,11 @@ def explain(command, models, name, turns, ids, temperature):
     return "\n".join(rows)
 
 
-def converse(cfg):
-    """Talk to a checkpoint, by default the newest policy in --out. cfg: gpt.Config."""
-    setup(cfg)
-    somebody()
-    path, model, tokenizer = start.policy(cfg, "--ckpt", cfg.ckpt)
+def run(cfg):
+    """`python gpt.py --chat`: talk to a checkpoint, by default the newest policy in --out."""
+    device = setup(cfg)
+    require_stdin()
+    path, model, tokenizer = start.policy(cfg.out, cfg.ckpt, "--ckpt", device)
     room = model.config.block_size - cfg.max_new_tokens
     if room < 1:
         raise UserError(f"--max_new_tokens must be at most {model.config.block_size - 1}, the "
@@ -169,7 +181,7 @@ def converse(cfg):
 
     @functools.cache
     def models():
-        return inside.gather(cfg.out, str(path), choose_device(cfg.device))
+        return inside.gather(cfg.out, str(path), device)
 
     def look(command, turns):
         name, = models().policies

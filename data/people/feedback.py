@@ -18,6 +18,7 @@ import stat
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -26,11 +27,29 @@ import torch
 
 from data import sampling, start
 from data.files import records
-from data.run.checkpoint import append, make_folder
-from data.run.cli import UserError, program, somebody
-from data.run.lock import lock
-from data.run.run import setup
+from data.run.cli import Program, flag
+from data.run.device import setup
+from data.run.disk import append, make_folder
+from data.run.system import UserError, lock, program, require_stdin
 from data.world import almanac
+
+
+@dataclass
+class Config(Program):
+    """The flags of ranking by hand."""
+
+    prompts: int = flag(100, "prompts whose answers you rank", least=1, group="labels")
+    k: int = flag(4, "answers per prompt, 2 to 9")
+    temperature: float = flag(0.7, "of sampling")
+    max_new_tokens: int = flag(40, "longest answer", least=1)
+    policy: str = flag("", "checkpoint that answers (default: the newest policy in --out)")
+    data: str = flag("", "prompts, or answers to rank again, instead of the embedded world's")
+    labeler: str = flag("", "whose file in feedback/ the labels go to (default: your login name)")
+
+    def demands(self):
+        return [(2 <= self.k <= 9, "--k must be between 2 and 9 answers"),
+                (self.temperature > 0,
+                 "--temperature must be above 0: identical answers cannot be ranked")]
 
 
 CRITERIA = {"h": "helpful", "t": "truthful", "x": "harmless"}
@@ -122,7 +141,7 @@ def login():
 @contextmanager
 def keyboard():
     """Gives a function that waits for a key and returns it, "" when there will be no more."""
-    somebody()
+    require_stdin()
     fd = sys.stdin.fileno()
     if stat.S_ISFIFO(os.fstat(fd).st_mode):  # a script's keys
         yield lambda: sys.stdin.read(1)
@@ -272,11 +291,11 @@ def label(asking):
 
 
 def questions(cfg, path, model, tokenizer):
-    """What a person is asked about a policy's answers -> Asking. cfg: reward.Config."""
+    """What a person is asked about a policy's answers -> Asking."""
     if cfg.data:
         given = records.read_questions(cfg.data)
     else:
-        given = almanac.prompts("train", cfg.prompts or 100, f"label {cfg.seed}")
+        given = almanac.prompts("train", cfg.prompts, f"label {cfg.seed}")
 
     def question(n):
         """The n-th prompt and its different answers, the same for all who have this checkpoint.
@@ -298,10 +317,9 @@ def questions(cfg, path, model, tokenizer):
     return Asking(question, len(given), book)
 
 
-def rank_by_hand(cfg):
+def run(cfg):
     """`python reward.py --label`: a person ranks answers; the file is one for --data."""
-    setup(cfg)
-    path, model, tokenizer = start.policy(cfg, "--policy", cfg.policy)
+    path, model, tokenizer = start.policy(cfg.out, cfg.policy, "--policy", setup(cfg))
     asking = questions(cfg, path, model, tokenizer)
     print(f"Ranking answers of {path}.")
     label(asking)

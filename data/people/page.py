@@ -9,6 +9,7 @@ import contextlib
 import json
 import random
 import secrets
+from dataclasses import dataclass
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,12 +18,21 @@ import torch
 
 import reward
 from data.files.foreign import conversation
-from data.judge import inside
-from data.people import chat, feedback
+from data.people import chat, feedback, inside
 from data.run import curves
-from data.run.cli import UserError
-from data.run.run import choose_device, setup
+from data.run.cli import flag
+from data.run.device import choose_device, setup
+from data.run.system import UserError
 from data.world import almanac
+
+
+@dataclass
+class Config(chat.Config):
+    """The flags of the page."""
+
+    ckpt: str = flag("", "checkpoints, separated by commas (default: all in --out)", group="page")
+    port: int = flag(8765, "the port on this computer; 0: any free one", least=0)
+
 
 LONGEST = 1_000_000  # bytes of a request
 WATCHED = ("step", "score", "gold", "kl", "loss", "valid_loss", "accuracy", "sample")
@@ -117,8 +127,8 @@ class Page:
         if not self.asking:
             name, policy = list(self.models.policies.items())[-1]
             path = self.models.paths[name]
-            cfg = reward.Config(out=self.cfg.out, seed=self.cfg.seed,
-                                max_new_tokens=self.cfg.max_new_tokens)
+            cfg = feedback.Config(out=self.cfg.out, seed=self.cfg.seed,
+                                  max_new_tokens=self.cfg.max_new_tokens)
             self.asking = feedback.questions(cfg, path, policy, self.models.tokenizer)
         return self.asking
 
@@ -252,8 +262,8 @@ def server(cfg):
                         "choose another with --port") from None
 
 
-def serve(cfg):
-    """`python gpt.py --page`. cfg: gpt.Config."""
+def run(cfg):
+    """`python gpt.py --page`."""
     setup(cfg)
     torch.manual_seed(cfg.seed)
     ours = server(cfg)

@@ -1,6 +1,6 @@
-"""The command line of every stage: flags, their help, and polite exits.
+"""The command line of every program: flags, their help, and polite exits.
 
-A stage's flags are the fields of its Config, a dataclass. A user's mistake is a UserError: one
+A program's flags are the fields of its Config, a dataclass. A user's mistake is a UserError: one
 sentence and exit status 2, never a traceback.
 """
 
@@ -17,57 +17,57 @@ from pathlib import Path
 
 import torch
 
-from data.run import processes, signals
-from data.run.terminal import careful_streams
+from data.run import processes, system
+from data.run.system import UserError
 
 # What may differ when a run is resumed. Of these only --steps changes more than rounding.
 MAY_CHANGE = ("steps", "log_every", "save_every", "out", "device", "threads", "micro_batch",
               "compile", "gradient_checkpointing", "mix_runs", "resume")
 
 
-class UserError(Exception):
-    """Something only the user can put right: one sentence with what, where and the remedy."""
-
-
-def knob(default, help, least=None, group="", command=""):
+def flag(default, help, least=None, group=""):
     """A dataclass field that is also a command-line flag.
 
-    Values below `least` are refused. `group` begins a new group of flags in --help. `command`,
-    "module:function", is what runs instead of training when the flag is given.
+    Values below `least` are refused. `group` begins a new group of flags in --help.
     """
-    metadata = {"help": help, "least": least, "group": group, "command": command}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, "least": least, "group": group})
 
 
 @dataclass
-class Common:
-    """The flags of every stage."""
+class Program:
+    """The flags of every program that uses a model."""
 
-    out: str = knob("out", "folder for results; each stage has a folder of its own there",
+    out: str = flag("out", "folder for results; each stage has a folder of its own there",
                     group="run")
-    seed: int = knob(1, "random seed", least=0)
-    device: str = knob("auto", "cpu, cuda, or auto: CUDA if there is any")
-    threads: int = knob(0, "CPU threads; 0: all cores", least=0)
-    log_every: int = knob(20, "steps between two lines of the log", least=1)
-    save_every: float = knob(60, "seconds between two saves of ckpt.pt and of what --resume needs; "
-                                 "0: after every step; both are saved at the end too", least=0)
-    resume: bool = knob(False, "go on with a run that was stopped, and end as if it had not been; "
-                               "give the same flags, of which may change: "
-                               + " ".join(f"--{name}" for name in MAY_CHANGE if name != "resume"))
-    mix_runs: bool = knob(False, "go on although a model was made from another one than that which "
-                                 "lies here now (python -m data.run.lineage OUT)")
-    micro_batch: int = knob(0, "rows (in reward.py: prompts) in memory at once; the gradient stays "
-                               "the same; 0: the whole batch", least=0)
-    bf16: bool = knob(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
-    compile: bool = knob(False, "torch.compile the transformer's blocks: a slow start, then faster "
-                                "on GPUs")
-    gradient_checkpointing: bool = knob(False, "keep only the inputs of the blocks and recompute "
-                                               "the rest in backward: less memory, a third more "
-                                               "time")
+    seed: int = flag(1, "random seed", least=0)
+    device: str = flag("auto", "cpu, cuda, or auto: CUDA if there is any")
+    threads: int = flag(0, "CPU threads; 0: all cores", least=0)
+    bf16: bool = flag(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
 
     def demands(self):
         """What the flags must meet besides their bounds: pairs (condition, sentence)."""
         return []
+
+
+@dataclass
+class Common(Program):
+    """The flags of every stage."""
+
+    log_every: int = flag(20, "steps between two lines of the log", least=1)
+    save_every: float = flag(60, "seconds between two saves of ckpt.pt and of what --resume needs; "
+                                 "0: after every step; both are saved at the end too", least=0)
+    resume: bool = flag(False, "resume an interrupted run, with the same result; only these flags "
+                               "may differ: "
+                               + " ".join(f"--{name}" for name in MAY_CHANGE if name != "resume"))
+    mix_runs: bool = flag(False, "continue even if a model was made from a version of its parent "
+                                 "that has since been replaced (python -m data.run.lineage OUT)")
+    micro_batch: int = flag(0, "rows (in reward.py: prompts) in memory at once; the gradient stays "
+                               "the same; 0: the whole batch", least=0)
+    compile: bool = flag(False, "torch.compile the transformer's blocks: a slow start, then faster "
+                                "on GPUs")
+    gradient_checkpointing: bool = flag(False, "keep only the inputs of the blocks and recompute "
+                                               "the rest in backward: less memory, a third more "
+                                               "time")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,21 +75,26 @@ class _Parser(argparse.ArgumentParser):
         if typo := re.search(r"unrecognized arguments: (--[\w-]+)", message):
             near = difflib.get_close_matches(typo[1], self._option_string_actions, 1)
             message = f"there is no flag {typo[1]}" + (f"; did you mean {near[0]}?" if near else "")
-        said = f"{self.prog}: {message} (python {self.prog} --help lists every flag)\n"
-        self.exit(2, said if processes.speaks() else None)
+        sentence = f"{self.prog}: {message} (python {self.prog} --help lists every flag)\n"
+        self.exit(2, sentence if processes.reports_error() else None)
 
 
-def parse(config, description, argv=None):
-    """Read a dataclass of knobs from the command line, each flag under its exact name."""
+def parse(config, description, argv=None, programs=()):
+    """Read a dataclass of flags from the command line, each flag under its exact name.
+
+    programs: flags that start other programs, for --help.
+    """
     def layout(prog):
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=100)
 
+    others = ", ".join(f"--{name}" for name in programs)
     parser = _Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False,
-                     formatter_class=layout)
-    fields = dataclasses.fields(config)
+                     formatter_class=layout,
+                     epilog=others and f"other programs, with flags and --help of their own: {others}")
     common = [f.name for f in dataclasses.fields(Common)]
-    # The stage's own flags come first, as a learner changes them first.
-    for f in sorted(fields, key=lambda f: f.name in common):
+    group = parser.add_argument_group("flags")
+    # The program's own flags come first, as a learner changes them first.
+    for f in sorted(dataclasses.fields(config), key=lambda f: f.name in common):
         if f.metadata["group"]:
             group = parser.add_argument_group(f.metadata["group"])
         help = f.metadata["help"]
@@ -116,48 +121,32 @@ def check(cfg):
             raise UserError(sentence)
 
 
-def command(cfg, train):
-    """What the flags ask for: the command of a flag such as --chat, or else `train`."""
-    for f in dataclasses.fields(cfg):
-        if f.metadata["command"] and getattr(cfg, f.name):
-            module, function = f.metadata["command"].split(":")
-            return getattr(importlib.import_module(module), function)
-    return train
+def main(config, run, description, **programs):
+    """Run a program from the command line: read the flags, work, and exit politely in any case.
 
-
-def somebody():
-    """UserError where nobody can be asked, as there is no input at all."""
-    if sys.stdin is None:
-        raise UserError("a person is asked here: run it in a terminal (or pipe the keys into it)")
-
-
-def program(name, work, *args):
-    """Do the work of `python -m name`, and exit politely in any case."""
-    careful_streams()
-    try:
-        work(*args)
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
-
-
-def main(config, train, description):
-    """Run a stage from the command line: read the flags, train, and exit politely in any case."""
-    # A command may import the stage that is running: this is that module, not a second copy.
+    programs: flag=module for what is started instead if the flag is given: the module's Config is
+    read, and its run(cfg) called.
+    """
+    # A program may import the stage that is running: this is that module, not a second copy.
     sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
-    signals.listen()
+    system.listen()
     try:
-        careful_streams()
-        cfg = parse(config, description)
-        command(cfg, train)(cfg)
+        system.careful_streams()
+        argv = sys.argv[1:]
+        for name in programs:
+            if any(part.partition("=")[0] == f"--{name}" for part in argv):
+                other = importlib.import_module(programs[name])
+                if name not in other.Config.__dataclass_fields__:  # it only chooses the program
+                    argv.remove(f"--{name}")
+                config, run, description, programs = other.Config, other.run, other.__doc__, ()
+                break
+        run(parse(config, description, argv, programs))
     except UserError as error:
         _leave(2, error)
     except KeyboardInterrupt as stop:
-        again = f"; go on with: {_again()}" if signals.resumable else ""
-        _leave(128 + (signals.asked or 2), f"{str(stop) or 'stopped'}; what was saved is whole"
-               + again)
+        again = f"; continue with: {_same_command()}" if system.resumable else ""
+        _leave(128 + (system.stop_requested or 2),
+               f"{str(stop) or 'stopped'}; what was saved is whole{again}")
     except BrokenPipeError:  # the reader of our output has left, as in `python gpt.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -165,30 +154,37 @@ def main(config, train, description):
         _leave(2, f"{error.filename or 'a file'} cannot be used ({error.strerror}): check it and "
                   "--out; what was saved is whole")
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if processes.lost(error):
-            _leave(2, "another process of this run has ended, and so all do; what was saved is "
-                      "whole: the same command and --resume go on")
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            _leave(2, f"--compile does not work here ({str(error).splitlines()[0][:150]}): leave "
-                      "it out; what was saved is whole")
-        if not known and "allocate memory" not in str(error):  # as the CPU's allocator says it
+        if not (sentence := _explain(error)):
             raise
-        _leave(2, "out of memory: choose a smaller --batch, or --micro_batch, which computes the "
-                  "same in less memory")
+        _leave(2, sentence)
 
 
-def _again():
+def _explain(error):
+    """A sentence for an error that says nothing to a user, or ""."""
+    if processes.peer_died(error):
+        return ("another process of this run has ended, and so all do; what was saved is whole: "
+                "the same command with --resume continues")
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return (f"--compile does not work here ({str(error).splitlines()[0][:150]}): leave it out; "
+                "what was saved is whole")
+    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    if known or "allocate memory" in str(error):  # as the CPU's allocator says it
+        return ("out of memory: choose a smaller --batch, or --micro_batch, which computes the "
+                "same in less memory")
+    return ""
+
+
+def _same_command():
     """The command that resumes this run."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "the same command and --resume"
+        return "the same command with --resume"
     return shlex.join(["python", *(part for part in sys.argv if part != "--resume"), "--resume"])
 
 
 def _leave(status, sentence):
     """Exit with one sentence; of several processes one says it."""
-    signals.let_go()
-    if processes.speaks():
+    system.end_at_once()
+    if processes.reports_error():
         line = f"{Path(sys.argv[0]).name}: {sentence}".replace("\n", "\\n")  # as a path may hold
         print(line, file=sys.stderr)
     sys.exit(status)

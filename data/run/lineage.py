@@ -3,8 +3,8 @@
     python -m data.run.lineage out      the models of a folder, and what no longer fits together
 
 A checkpoint carries a fingerprint of its weights and those of all its ancestors: models by the name
-of their stage ("sft", "ppo-2"), files by their place ("gpt/text.txt"). If a stage finds two
-different fingerprints under one name, something was made anew under what was built on it.
+of their stage ("sft", "ppo-2"), files by their place ("gpt/text.txt"). If a stage meets two
+different fingerprints of one name, something was made anew under what was built on it.
 """
 
 import argparse
@@ -17,8 +17,10 @@ from pathlib import Path
 
 import torch
 
-from data.run import checkpoint
-from data.run.cli import UserError, program
+from data.run import disk
+from data.run.system import UserError, program
+
+STAGES = ("gpt", "sft", "reward", "ppo")
 
 
 def fingerprint(content):
@@ -47,9 +49,6 @@ def code():
     return dict(commit=commit, versions=dict(python=platform.python_version(), **versions))
 
 
-STAGES = ("gpt", "sft", "reward", "ppo")
-
-
 def order(name):
     """Where a model or text of this name stands among the stages: (round, stage), or None."""
     stage, _, round = name.split("/")[0].partition("-")
@@ -57,97 +56,91 @@ def order(name):
     return (int(round or 1) if stage in STAGES[2:] else 0, STAGES.index(stage)) if known else None
 
 
+def before(name, stage):
+    """True if a model or text of this name was there before a model of this stage."""
+    earlier = order(name) and order(stage) and order(name) < order(stage)
+    return earlier or name.startswith(f"{stage}/")
+
+
 class Lineage:
     """What a run has read so far.
 
-    parents     {role: what a checkpoint said of itself}
+    parents     {role: the metadata of a checkpoint}
     ancestors   {name: fingerprint} of all models and texts that this run stands on
     """
 
     def __init__(self, mix_runs, say):
         self.mix_runs, self.say = mix_runs, say
         self.parents, self.ancestors, self.seconds = {}, {}, {}
-        self._said_by = {}  # {name: (the path that says so, whether it is the thing itself)}
 
-    def parent(self, role, path, about, state, by_hand=False):
+    def model(self, role, path, about, state, chosen=False):
         """Note a checkpoint that this run has read. UserError if it does not fit the others.
 
-        by_hand: the user has named it in the place of that of its stage, whatever it was made from.
+        chosen: the user has named it instead of that of its stage, whatever it was made from.
         """
         stage, weights = about.get("stage", role), fingerprint(state)
         self.parents[role] = dict(path=str(path), stage=stage, step=about.get("step"),
                                   weights=weights)
-        self.seconds.update(_table(about, "seconds", (int, float)))
-        self._note(role if by_hand else stage, weights, path, itself=True)
+        self.seconds.update(table(about, "seconds", (int, float)))
+        self._compare(role if chosen else stage, weights, f"{path} is")
         # What a later stage has made does not count: a student may learn from PPO's policy.
-        for name, seen in _table(about, "ancestors", str).items():
-            earlier = order(name) and order(stage) and order(name) < order(stage)
-            if not by_hand and (earlier or name.startswith(f"{stage}/")):
-                self._note(name, seen, path)
+        for name, mark in table(about, "ancestors", str).items():
+            if not chosen and before(name, stage):
+                self._compare(name, mark, f"{path} was made from")
 
-    def read(self, name, content, path):
-        """Note a text that this run has read. UserError if it does not fit the others."""
-        self._note(name, fingerprint(content), path, itself=True)
-
-    def made(self, name, content):
-        """Note a text that this run makes or is given, in the place of what another run had."""
+    def text(self, name, content, path=""):
+        """Note a text: one that this run makes, or, with a path, reads and compares."""
+        if path:
+            self._compare(name, fingerprint(content), f"{path} is")
         self.ancestors[name] = fingerprint(content)
 
     def fits(self, name, state):
-        """Whether a model is the one that the parents were made from, as far as they say."""
+        """True if a model is the one that the parents were made from, as far as they say."""
         return self.ancestors.get(name) in (None, fingerprint(state))
 
-    def _note(self, name, found, path, itself=False):
-        known = self.ancestors.setdefault(name, found)
-        other, other_itself = self._said_by.setdefault(name, (path, itself))
-        if known == found or itself and other_itself:
-            return
-        if itself or other_itself:
-            made, source = (other, path) if itself else (path, other)
-            sentence = f"{made} was made from another {name} than {source}"
-        else:
-            sentence = f"{path} and {other} were made from two different {name}"
-        if not self.mix_runs:
-            raise UserError(f"{sentence}: make the later one anew, or mix them all the same with "
-                            "--mix_runs")
-        self.say(f"{sentence}: mixed, as --mix_runs says")
+    def _compare(self, name, mark, whatever):
+        if self.ancestors.setdefault(name, mark) != mark:
+            sentence = f"{whatever} another {name} than the rest of this run was made from"
+            if not self.mix_runs:
+                raise UserError(f"{sentence}: make the later one anew, or mix them all the same "
+                                "with --mix_runs")
+            self.say(f"{sentence}: mixed, because of --mix_runs")
 
     def about(self):
         """What a checkpoint keeps of all this -> dict."""
         return dict(parents=dict(self.parents), ancestors=dict(self.ancestors), **code())
 
 
-def _table(about, name, kind):
-    """A dict that a checkpoint holds; values of another type than `kind`, which ours never are, go.
-    """
-    found = about.get(name)
-    items = found.items() if isinstance(found, dict) else ()
+def table(about, name, kind):
+    """A dict of a checkpoint's metadata, without values of another type than `kind`."""
+    values = about.get(name)
+    items = values.items() if isinstance(values, dict) else ()
     return {str(key): value for key, value in items if isinstance(value, kind)}
 
 
 def read(path):
-    """What a checkpoint says of itself -> dict; its own weights' fingerprint is among it."""
+    """The metadata of a checkpoint, with the fingerprint of its weights -> dict."""
     try:
-        found = checkpoint.unpack(path, "cpu")
-        return dict(found["about"], weights=fingerprint(found["state"]))
-    except checkpoint.BROKEN as error:
+        fields = disk.read_model(path, "cpu")
+        return dict(fields["about"], weights=fingerprint(fields["state"]))
+    except disk.BROKEN as error:
         raise UserError(f"{path} is not a checkpoint that can be read "
-                        f"({type(error).__name__})") from None
+                        f"({disk.reason(error)})") from None
 
 
 def tree(out):
     """The models of a folder, each with its parents -> lines of text."""
-    found = {path: read(path) for path in sorted(Path(out).glob("*/ckpt.pt"),
-                                                 key=lambda path: path.stat().st_mtime)}
-    if not found:
+    paths = sorted(Path(out).glob("*/ckpt.pt"), key=lambda path: path.stat().st_mtime)
+    if not paths:
         raise UserError(f"no checkpoint in {out}: run python gpt.py first")
-    now = {path.parent.name: about["weights"] for path, about in found.items()}
-    for path, about in found.items():
+    models = {path: read(path) for path in paths}
+    now = {path.parent.name: about["weights"] for path, about in models.items()}
+    for path, about in models.items():
         yield (f"{path}  weights {about['weights']}, step {about.get('step', '?')}, seed "
                f"{about.get('seed', '?')}, commit {about.get('commit', '?')}")
-        for role, parent in _table(about, "parents", dict).items():
+        for role, parent in table(about, "parents", dict).items():
             yield f"    {role:22} {parent.get('path')}  weights {parent.get('weights')}"
-        for name, weights in _table(about, "ancestors", str).items():
+        for name, weights in table(about, "ancestors", str).items():
             if name != path.parent.name and now.get(name, weights) != weights:
                 yield f"    STALE: it was made from another {name} ({weights}) than is there now"
 

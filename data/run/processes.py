@@ -1,9 +1,9 @@
 """Several processes that compute what one would: `torchrun --nproc_per_node 2 ppo.py`.
 
-Every process holds the whole batch and draws the same random numbers. Each works on its share of
-the micro-batches, and gradients are summed over all processes. A loss is weighted by the
-micro-batch's share of the whole batch, so neither the size of micro-batches nor the number of
-processes changes the result. The first process alone writes files.
+Every process knows the whole batch, draws the same random numbers, and computes its own rows.
+Gradients are summed once a step. A part of a batch is weighted by its share of the whole batch, so
+neither the size of the parts nor the number of processes changes the result. The first process
+alone writes files.
 """
 
 import os
@@ -11,7 +11,7 @@ import os
 import torch
 import torch.distributed as dist
 
-_store = None  # what the processes share beside the group: it outlives a process that dies
+_store = None  # shared by the processes beside the group: it outlives a process that dies
 
 
 def join(backend):
@@ -22,25 +22,20 @@ def join(backend):
                             world_size=size)
 
 
-def speaks():
-    """Whether this process is the one to say what ended them all: the first that asks."""
+def reports_error():
+    """True for the first process that asks, so that only one prints the error."""
     if _store is None:
         return os.environ.get("RANK", "0") == "0"
     try:
-        return _store.add("said", 1) == 1
+        return _store.add("reported", 1) == 1
     except RuntimeError:  # torchrun itself is gone
         return False
 
 
-def lost(error):
-    """Whether an exception says that another process is gone."""
+def peer_died(error):
+    """True for an exception that says that another process is gone."""
     return world() > 1 and (isinstance(error, dist.DistError) or "peer" in str(error)
                             or "gloo" in str(error))
-
-
-def any_of(flag):
-    """Whether a flag is set in any process -> bool, when every process has come here."""
-    return bool(all_reduce(torch.tensor(float(flag))))
 
 
 def world():
@@ -53,26 +48,16 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def micro_batches(batch, size=0):
-    """Split a batch (a tensor or a list) -> list of the micro-batches of this process.
-
-    Each has at most `size` rows; 0: as many as there are. One process works on all of them in turn.
-    """
-    size = min(size or len(batch), -(-len(batch) // world()))
-    return [batch[i:i + size] for i in range(0, len(batch), size)][rank()::world()]
+def any_of(flag):
+    """True if a flag is set in any process; every process waits here for the others."""
+    return bool(all_reduce(torch.tensor(float(flag))))
 
 
-def all_reduce(tensor):
-    """Sum a tensor over all processes, in place -> the tensor."""
+def all_reduce(*tensors):
+    """Sum tensors of one type over all processes, in place, in one message -> the first."""
     if world() > 1:
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def all_gather(numbers):
-    """Sum a dict's numbers over all processes -> dict. A process without rows has no numbers."""
-    if world() == 1:
-        return dict(numbers)
-    every = [None] * world()
-    dist.all_gather_object(every, dict(numbers))
-    return {name: sum(found.get(name, 0.0) for found in every) for name in max(every, key=len)}
+        flat = torch.cat([x.flatten() for x in tensors])
+        dist.all_reduce(flat)
+        for x, total in zip(tensors, flat.split([x.numel() for x in tensors])):
+            x.copy_(total.view_as(x))
+    return tensors[0]

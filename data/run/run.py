@@ -1,14 +1,16 @@
-"""One run of a stage: its folder, its log, its curves and its results.
+"""One run of a stage: its folder, its log, its checkpoints, and how it continues if interrupted.
 
     out/<stage>/log.jsonl      one line per interval, every measured number
     out/<stage>/curves.png     the same, drawn
     out/<stage>/ckpt.pt        the newest checkpoint, always whole
     out/<stage>/results.json   what the stage achieved
     out/ppo/value.pt           the value model of the policy beside it
-    out/<stage>/resume/        until the run is finished: what --resume needs (data/run/progress.py)
+    out/<stage>/resume/        until the run is finished, for --resume: began.json, the flags;
+                               state.pt, the loop after some step; <name>.jsonl, collected answers
 
-A second run in the same folder keeps the first one's checkpoint and log as ckpt.prev.pt and
-log.prev.jsonl.
+What a step draws follows from its number, so a run that was killed at any moment ends with --resume
+as one that was never stopped. A second run in the same folder keeps the first one's checkpoint and
+log as ckpt.prev.pt and log.prev.jsonl.
 """
 
 import dataclasses
@@ -16,58 +18,29 @@ import functools
 import json
 import math
 import os
-import re
-import sys
+import random
+import shutil
 import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.utils.checkpoint import checkpoint
 
-from data.run import checkpoint as disk
-from data.run import curves, guards, lineage, processes, signals
-from data.run.cli import UserError, check
-from data.run.lock import lock, unlock
-from data.run.processes import all_reduce, rank
-from data.run.progress import Progress
+from data.run import curves, disk, lineage, system
+from data.run.cli import MAY_CHANGE
+from data.run.device import peak_memory, prepare, setup
+from data.run.processes import any_of, rank
+from data.run.system import UserError
 
-
-def setup(cfg):
-    """Check the flags, then set threads, precision and processes as they say."""
-    check(cfg)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    for device in ("cpu", "cuda"):
-        torch.set_autocast_enabled(device, cfg.bf16)
-        torch.set_autocast_dtype(device, torch.bfloat16)
-    # Products of fp32 on CUDA round their factors to 10 bits and add in fp32: several times faster.
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-    # The cache of bfloat16 weights is emptied at the end of a context. Here none ends, so the
-    # first step's weights would stay.
-    torch.set_autocast_cache_enabled(False)
-    if dist.is_torchelastic_launched() and not dist.is_initialized():
-        device = choose_device(cfg.device)
-        processes.join("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
-        if device.startswith("cuda"):
-            torch.cuda.set_device(device)
-    if rank():
-        sys.stdout = open(os.devnull, "w")
+# In the order in which a step computes them: the first that is not finite is nearest to the cause.
+REMEDIES = {"score": "the reward model is broken: train it again with python reward.py",
+            "kl": "the policy or the SFT model is broken: make it again, or lower --lr",
+            **dict.fromkeys(("policy_loss", "value_loss", "loss", "grad_norm", "valid_loss"),
+                            "lower --lr"), "ptx_loss": "lower --lr or --ptx"}
 
 
-def choose_device(name):
-    """The torch device for --device: cpu, cuda, or auto."""
-    if name == "cuda" or name == "auto" and torch.cuda.is_available():
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
-    elif name == "auto":
-        return "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0][:80]
-        raise UserError(f"--device {name} cannot be used here ({why}): use --device cpu") from None
-    return name
+def seed_for(*what):
+    """A seed that follows from what is drawn: seed_for(1, "ppo", 7) for step 7."""
+    return random.Random(" ".join(map(str, what))).getrandbits(63)
 
 
 def in_round(stage, round):
@@ -75,52 +48,48 @@ def in_round(stage, round):
     return stage if round == 1 else f"{stage}-{round}"
 
 
-def time_left(began, done, total):
-    """The time a task still needs, as "1:23 left", at its average speed since `began`."""
-    seconds = int((time.time() - began) / done * (total - done))
-    return f"{seconds // 60}:{seconds % 60:02d} left"
-
-
-def peak_memory():
-    """The most memory this process has used, in GB; NaN on Windows, where it is unknown."""
-    status = Path("/proc/self/status")
-    said = status.read_text(encoding="utf-8") if status.exists() else ""
-    if peak := re.search(r"VmHWM:\s+(\d+) kB", said):
-        # Linux's ru_maxrss would be that of the process that started this one, if it is larger.
-        return int(peak[1]) * 1024 / 1e9
-    try:
-        import resource
-    except ImportError:
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+def time_left(seconds, done, total):
+    """The time a task still needs, as "1:23 left", if `done` of it took so many seconds."""
+    left = int(seconds / done * (total - done))
+    return f"{left // 60}:{left % 60:02d} left"
 
 
 class Run:
-    """One run of a stage: it seeds, then logs, saves checkpoints, draws curves, writes results.
+    """One run of a stage.
 
-    run.device        where the models go
-    run.path(name)    a file in out/<stage>/
-    run.history       the records logged so far, a list of dicts
-    run.latest        the newest value of every number that was logged
-    run.lineage       what the run was made from (data/run/lineage.py)
+    device          where the models go
+    path(name)      a file in out/<stage>/
+    first           the number of steps that an interrupted run has done
+    history         the records logged so far, a list of dicts
+    latest          the newest value of every number that was logged
+    lineage         what the run was made from (data/run/lineage.py)
     """
 
     def __init__(self, cfg, stage):
-        setup(cfg)
-        self.stage = in_round(stage, getattr(cfg, "round", 1))
-        self.config = dataclasses.asdict(cfg)
-        self.device = choose_device(cfg.device)
-        torch.manual_seed(cfg.seed)
+        self.device = setup(cfg)
+        self.cfg, self.stage = cfg, in_round(stage, getattr(cfg, "round", 1))
         self.folder = disk.make_folder(Path(cfg.out) / self.stage)
         if not rank():
-            lock(self.folder)
+            system.lock(self.folder)
         self.lineage = lineage.Lineage(cfg.mix_runs, self.say)
-        self.progress = Progress(self.folder, self.config, self.lineage)
-        self.once = self.progress.once
-        self.started, self.history, self.latest, self.noted = time.time(), [], {}, {}
-        self.tokens = self.skipped = self.bad_steps = self.saved_step = 0
-        self.sample = ""
+        self.began = time.monotonic()
+        self.history, self.latest, self.pending, self.sample = [], {}, {}, ""
+        self.tokens = self.skipped = self.bad_steps = self.total = 0
+        self.saved_step, self.saving_took = 0, 0.0
+        self.flags = json.loads(json.dumps(dataclasses.asdict(cfg)))
+        self.resume = self.folder / "resume"
+        if not rank():
+            for half in [*self.folder.glob("*.tmp"), *self.resume.glob("*.tmp")]:  # left by a kill
+                half.unlink(missing_ok=True)
+            if not cfg.resume:
+                self._begin()
+        any_of(False)  # the first process has begun
+        if cfg.resume:
+            self._check_flags()
+        self.state = self._read_state() if cfg.resume else {}
+        self.first = self.state.get("step", 0)
+        system.resumable = True
+        torch.manual_seed(cfg.seed)
 
     def say(self, sentence):
         print(f"{self.stage}: {sentence}", flush=True)
@@ -130,14 +99,6 @@ class Run:
         self.say(sentence)
         self.sample = sentence
 
-    def prepare(self, *models):
-        """Apply --gradient_checkpointing and --compile to the blocks of models that learn."""
-        for block in (block for model in models for block in model.blocks):
-            if self.config["gradient_checkpointing"]:
-                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            if self.config["compile"]:
-                block.compile(dynamic=True)
-
     def path(self, name):
         return self.folder / name
 
@@ -145,200 +106,258 @@ class Run:
         """The checkpoint of an earlier stage of the same run."""
         return self.folder.parent / in_round(stage, round) / "ckpt.pt"
 
-    def range(self, steps, supply=None, **parts):
-        """The steps of the training loop, 0 ... steps-1; with --resume, those that are left.
+    @property
+    def seconds(self):
+        return time.monotonic() - self.began
 
-        parts: by name, what the loop changes: models, optimizers, tensors. They are saved, and with
-        --resume put back. supply: an iterator of which each step takes one; those of the steps
-        before are passed over.
+    # ---- what --resume needs ---------------------------------------------------------------------
+
+    def _begin(self):
+        """An unfinished run is kept as resume.prev until a run is finished."""
+        if (self.resume / "began.json").exists() and len([*self.resume.iterdir()]) > 1:
+            previous = self.resume.with_name("resume.prev")
+            shutil.rmtree(previous, ignore_errors=True)
+            self.resume.rename(previous)
+            self.say(f"{self.folder} holds an unfinished run, and a new one begins; to continue "
+                     f"the old one, stop this one, and rename {previous.name} to resume")
+        shutil.rmtree(self.resume, ignore_errors=True)  # of a finished run that was killed here
+        disk.make_folder(self.resume)
+        disk.write(self.resume / "began.json", json.dumps(self.flags, indent=1))
+
+    def _check_flags(self):
+        try:
+            began = dict(disk.parse_json(self.resume / "began.json"))
+        except disk.BROKEN:
+            why = ("that run is finished" if self.path("results.json").exists()
+                   else "no run was stopped there")
+            raise UserError(f"nothing to resume in {self.folder}: {why}; leave out --resume to "
+                            "begin a new one") from None
+        differ = [f"--{name} {value} (it began with {began.get(name)})"
+                  for name, value in self.flags.items()
+                  if name not in MAY_CHANGE and value != began.get(name)]
+        if differ:
+            raise UserError("--resume needs the flags that the run began with, and these differ: "
+                            + ", ".join(differ))
+
+    def _fixed_flags(self):
+        return lineage.fingerprint(json.dumps({name: value for name, value in self.flags.items()
+                                               if name not in MAY_CHANGE}))
+
+    def _read_state(self):
+        path = self.resume / "state.pt"
+        try:
+            state = disk.load(path) if path.exists() else {}
+            if state and state["flags"] != self._fixed_flags():
+                raise ValueError("it is of a run with other flags")
+            return state
+        except disk.BROKEN as error:
+            raise self._unreadable(path, error) from None
+
+    def _unreadable(self, path, error):
+        return UserError(f"{path} cannot be read ({disk.reason(error)}): remove it, and --resume "
+                         "does that part again")
+
+    def _write_state(self, step):
+        """After the last step the optimizer, two thirds of the file, is not needed."""
+        if rank():
+            return
+        loop = {name: x.state_dict() for name, x in self.loop.items()
+                if step < self.total or not isinstance(x, torch.optim.Optimizer)}
+        log = dict(history=self.history, latest=self.latest, pending=self.pending,
+                   tokens=self.tokens, skipped=self.skipped, bad_steps=self.bad_steps,
+                   sample=self.sample)
+        state = dict(step=step, total=self.total, flags=self._fixed_flags(), loop=loop, log=log,
+                     seconds=self.seconds, ancestors=self.lineage.ancestors)
+        disk.write(self.resume / "state.pt", lambda file: torch.save(state, file))
+
+    def _restore(self):
+        done, total = self.first, self.state["total"]
+        if self.total != total and (self.total <= done or done == total):
+            more = f"above that, or {total}" if done < total else f"{total}"
+            raise UserError(f"{done} steps are done: --resume needs --steps {more}")
+        for name, mark in self.lineage.ancestors.items():
+            if self.state["ancestors"].get(name, mark) != mark:
+                raise UserError(f"{name} is not what it was when this run began: leave out "
+                                "--resume to begin a new one")
+        for name, saved in self.state["loop"].items():
+            self.loop[name].load_state_dict(saved)
+        for name in ("history", "latest", "pending", "tokens", "skipped", "bad_steps", "sample"):
+            setattr(self, name, self.state["log"][name])
+        self.began, self.saved_step = time.monotonic() - self.state["seconds"], done
+        # What was logged after the save is done again, and the last line may be cut.
+        disk.write(self.path("log.jsonl"),
+                   "".join(json.dumps(record) + "\n" for record in self.history))
+        self.say(f"continues after step {done} of {self.total}")
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    def collect(self, name, chunks, made_from, work):
+        """Collect records in chunks: work(n) for each n < chunks -> one list of all records.
+
+        Each chunk is on disk as a line of resume/<name>.jsonl before the next is begun; --resume
+        reads those that are there. made_from: JSON that names the models they come from.
         """
-        self.steps, self.parts, first = steps, parts, 0
-        if state := self.progress.load("state"):
-            first = self._restore(state)
-            if supply is not None:
-                for _ in range(first):
-                    next(supply)
-            self.say(f"goes on after step {first} of {steps}")
+        path, head = self.resume / f"{name}.jsonl", json.dumps(made_from)
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+        lines = lines[:-1] if lines[0] == head else [head]  # the last one may be cut
+        any_of(False)  # all processes have read it
+        disk.write(path, "\n".join(lines) + "\n")
+        began, already = time.monotonic(), len(lines) - 1
+        for n in range(already, chunks):
+            torch.manual_seed(seed_for(self.cfg.seed, self.stage, name, n))
+            lines.append(json.dumps(work(n)))
+            disk.append(path, lines[-1])
+            left = time_left(time.monotonic() - began, n + 1 - already, chunks - already)
+            self.say(f"{name}, part {n + 1} of {chunks}  {left}")
+        return [record for line in lines[1:] for record in json.loads(line)]
+
+    def steps(self, total, **loop):
+        """The steps of the training loop, 0 ... total - 1, or those that are left.
+
+        loop: by name all that the loop changes, with state_dict and load_state_dict: it is saved
+        with each checkpoint, and put back by --resume.
+        """
+        self.total, self.loop = total, loop
+        for model in loop.values():
+            if hasattr(model, "blocks"):
+                prepare(model, self.cfg)
+        if self.state:
+            try:
+                self._restore()
+            except disk.BROKEN as error:
+                raise self._unreadable(self.resume / "state.pt", error) from None
         else:
             for name in ("log.jsonl", "results.json"):
                 if self.path(name).exists() and not rank():
                     os.replace(self.path(name), self.path(name.replace(".", ".prev.")))
             disk.keep(self.path("ckpt.pt"), "ckpt.prev.pt")
-            self.clock = time.time()
-            self._save_progress(0)
-        self.loop_started, self.first = time.time(), first
-        signals.in_loop = True
+        self.loop_began = self.saved_at = self.logged_at = time.monotonic()
+        system.in_loop = True
         try:
-            yield from range(first, steps)
+            for step in range(self.first, total):
+                torch.manual_seed(seed_for(self.cfg.seed, self.stage, step))
+                yield step
         finally:
-            signals.in_loop = False
-        if signals.asked:  # during the last save
-            raise signals.Stopped("stopped after the last step")
-
-    def _save_progress(self, step):
-        """Keep what --resume needs to go on after so many steps.
-
-        Before the first step that is nothing: all comes anew from the flags. After the last one no
-        optimizer is needed, which takes two thirds of the room.
-        """
-        began = time.time()
-        if not rank():
-            parts = {name: part if isinstance(part, torch.Tensor) else part.state_dict()
-                     for name, part in self.parts.items() if step
-                     and (step < self.steps or not isinstance(part, torch.optim.Optimizer))}
-            log = dict(history=self.history, latest=self.latest, noted=self.noted,
-                       tokens=self.tokens, skipped=self.skipped, bad_steps=self.bad_steps,
-                       sample=self.sample)
-            self.progress.save("state", step=step, steps=self.steps, parts=parts, log=log,
-                               clocks=(self.seconds, began - self.clock))
-        self.saved_at, self.saving_took = time.time(), time.time() - began
-
-    def _restore(self, state):
-        """Put back what `_save_progress` kept -> the number of steps that are done."""
-        done, all_steps = state["step"], state["steps"]
-        if self.steps != all_steps and (self.steps <= done or done == all_steps):
-            more = f"above that, or {all_steps}" if done < all_steps else f"{all_steps}"
-            raise UserError(f"{done} steps are done: --resume needs --steps {more}")
-        for name, saved in state["parts"].items():
-            if isinstance(self.parts[name], torch.Tensor):
-                self.parts[name].copy_(saved)
-            else:
-                self.parts[name].load_state_dict(saved)
-        vars(self).update(state["log"])
-        seconds, since_log = state["clocks"]
-        self.started, self.clock = time.time() - seconds, time.time() - since_log
-        self.saved_at, self.saving_took, self.saved_step = time.time(), 0.0, done
-        # What was logged after the save is done again, and the last line may be cut.
-        disk.write(self.path("log.jsonl"),
-                   "".join(json.dumps(record) + "\n" for record in self.history))
-        return done
-
-    @property
-    def seconds(self):
-        return time.time() - self.started
+            system.in_loop = False
+        if system.stop_requested:  # during the last save
+            raise system.Interrupted("stopped after the last step")
 
     def due(self, step, every):
-        """Whether what happens every so many steps is due after this one; after the last it is."""
-        return (step + 1) % every == 0 or step + 1 == self.steps
+        """True after every `every` steps, and after the last."""
+        return (step + 1) % every == 0 or step + 1 == self.total
 
-    def log(self, step, tokens=0, loss=None, also=(), **numbers):
-        """Note a step's numbers; every `log_every` steps their means become a line of the log.
+    def log(self, step, figures, tokens=0, show=None):
+        """Note a step's figures; every `log_every` steps their means become a line of the log.
 
-        tokens: how many were trained on, for the throughput. loss: a scalar tensor, this process's
-        part of the loss. also: a dict of numbers for log.jsonl only, not for the screen.
+        figures: {name: number}. tokens: how many were trained on, for the throughput. show: the
+        names that the screen has room for; None: all.
         """
-        if loss is not None:
-            numbers = dict(loss=all_reduce(loss.detach()).item(), **numbers)
         self.tokens += tokens
-        every = {**dict(also), **numbers}
-        self.latest = {**self.latest, **every}
-        self._guard(step, every)
-        for name, value in every.items():
+        self.latest = {**self.latest, **figures}
+        self._check_figures(step, figures)
+        for name, value in figures.items():
             if math.isfinite(value):
-                self.noted.setdefault(name, []).append(value)
-        if not self.due(step, self.config["log_every"]):
+                self.pending.setdefault(name, []).append(value)
+        if not self.due(step, self.cfg.log_every):
             return
-        now = time.time()
-        means = {name: sum(values) / len(values) for name, values in self.noted.items()}
+        now = time.monotonic()
+        means = {name: sum(values) / len(values) for name, values in self.pending.items()}
         if self.tokens:
-            means["tok/s"] = self.tokens / (now - self.clock)
+            means["tok/s"] = self.tokens / max(now - self.logged_at, 1e-9)
         sample = {"sample": self.sample} if self.sample else {}
         record = dict(step=step + 1, seconds=round(self.seconds, 2), **means, **sample)
         self.history.append(record)
         disk.append(self.path("log.jsonl"), json.dumps(record))
-        shown = "  ".join(f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}"
-                          for name, value in means.items() if name not in also or name in numbers)
-        left = time_left(self.loop_started, step + 1 - self.first, self.steps - self.first)
-        print(f"{self.stage} {step + 1:4d}/{self.steps}  {shown}  {left}", flush=True)
-        self.noted, self.tokens, self.clock, self.sample = {}, 0, now, ""
+        shown = [f"{name} {value:,.0f}" if name == "tok/s" else f"{name} {value:.3f}"
+                 for name, value in means.items() if show is None or name in (*show, "tok/s")]
+        left = time_left(now - self.loop_began, step + 1 - self.first, self.total - self.first)
+        print(f"{self.stage} {step + 1:4d}/{self.total}  {'  '.join(shown)}  {left}", flush=True)
+        self.pending, self.tokens, self.logged_at, self.sample = {}, 0, now, ""
 
-    def _guard(self, step, numbers):
-        """UserError for a number that is not finite; a single gradient that is not is passed over.
-
-        gpt.optimizer_step has left out that step.
-        """
-        for sentence in guards.doubts(numbers):
-            self.say(f"step {step + 1}: {sentence}")
-        bad = guards.not_finite(numbers)
-        if not bad:
-            self.bad_steps = 0
-            return
-        name, value, remedy = bad
-        self.bad_steps += 1
-        if name == "grad_norm" and self.bad_steps == 1:
+    def _check_figures(self, step, figures):
+        """UserError for a number that is not finite; a single such gradient is only skipped, as
+        optim.optimizer_step has skipped it."""
+        if figures.get("score_std", 1.0) < 1e-6:  # equal scores differ from their mean by rounding
+            self.say(f"step {step + 1}: all answers have the same score: PPO has nothing to learn "
+                     "from")
+        if figures.get("empty") == 1:
+            self.say(f"step {step + 1}: all answers are empty: the reward model judged none")
+        bad = [name for name in REMEDIES if not math.isfinite(figures.get(name, 0.0))]
+        self.bad_steps = self.bad_steps + 1 if bad else 0
+        if bad == ["grad_norm"] and self.bad_steps == 1:
             self.skipped += 1
-            self.say(f"step {step + 1}: {name} is {value}: this batch is left out, {self.skipped} "
-                     "so far")
-            return
-        raise UserError(self._broken(step, f"{name} is {value}", remedy))
+            self.say(f"step {step + 1}: grad_norm is {figures['grad_norm']}: this batch is "
+                     f"skipped, {self.skipped} so far")
+        elif bad:
+            raise self._broken(step, f"{bad[0]} is {figures[bad[0]]}", REMEDIES[bad[0]])
 
     def _broken(self, step, what, remedy):
-        """The sentence that ends a run whose numbers are not finite."""
-        remedy = remedy.replace("--lr", f"--lr (it is {self.config['lr']:g})")
+        """The UserError that ends a run whose numbers are not finite."""
+        remedy = remedy.replace("--lr", f"--lr (it is {self.cfg.lr:g})")
         good = "this run has saved no checkpoint yet"
         if self.saved_step:
             good = f"the last good checkpoint is {self.path('ckpt.pt')} (step {self.saved_step})"
-        return f"step {step + 1}: {what}: {remedy}; {good}"
+        return UserError(f"step {step + 1}: {what}: {remedy}; {good}")
 
     def about(self, step):
-        """What a checkpoint says about itself: stage, steps, seconds of all stages, lineage."""
+        """The metadata of a checkpoint: stage, step, seconds of all stages, flags, lineage."""
         seconds = {**self.lineage.seconds, self.stage: round(self.seconds, 1)}
-        return dict(stage=self.stage, step=step + 1, seconds=seconds, seed=self.config["seed"],
-                    **self.lineage.about())
+        return dict(stage=self.stage, step=step + 1, seconds=seconds, seed=self.cfg.seed,
+                    config=self.flags, **self.lineage.about())
 
-    def time_to_save(self, step):
-        """Whether to save after this step.
+    def save(self, step, tokenizer, **models):
+        """Save models as <name>.pt, and what --resume needs to continue after this step.
 
-        After the last step, and every --save_every seconds, or less often, if saving would take
-        more than a twentieth of the time. Also if a signal asks to stop.
+        It does so after the last step, when a signal has asked to stop, and every --save_every
+        seconds, or less often, if saving would take more than a twentieth of the time. A model may
+        be a function that makes it, with metadata: -> (model, dict). Raises Interrupted if a signal
+        has asked to stop, UserError for weights that the last update has broken.
         """
-        self.stopping = processes.any_of(signals.asked)
-        pause = self.config["save_every"] and max(self.config["save_every"], 20 * self.saving_took)
-        return (self.stopping or step + 1 == self.steps
-                or not rank() and time.time() - self.saved_at >= pause)
-
-    def save(self, step, content, **others):
-        """Put a checkpoint (bytes) in place, and keep what --resume needs to go on after this step.
-
-        others: checkpoints beside it, as name=bytes for name.pt.
-        Raises signals.Stopped if a signal has asked to stop, UserError for weights that the last
-        update has broken.
-        """
-        for part in self.parts.values():
-            if isinstance(part, torch.nn.Module):
-                if not all(p.isfinite().all() for p in part.parameters()):
-                    raise UserError(self._broken(step, "a weight is not finite", "lower --lr"))
-        for name, other in others.items():
-            disk.write(self.path(f"{name}.pt"), other)
-        disk.write(self.path("ckpt.pt"), content)
+        stopping, now = any_of(system.stop_requested), time.monotonic()
+        pause = self.cfg.save_every and max(self.cfg.save_every, 20 * self.saving_took)
+        if not (stopping or step + 1 == self.total or not rank() and now - self.saved_at >= pause):
+            return
+        modules = [x for x in self.loop.values() if isinstance(x, torch.nn.Module)]
+        if not all(p.isfinite().all() for model in modules for p in model.parameters()):
+            raise self._broken(step, "a weight is not finite", "lower --lr")
+        for name, model in reversed(models.items()):
+            model, about = (model, {}) if isinstance(model, torch.nn.Module) else model()
+            disk.write_model(self.path(f"{name}.pt"), model, tokenizer, **about, **self.about(step))
         self.saved_step = step + 1
-        self._save_progress(step + 1)
-        if self.stopping:
-            processes.any_of(False)  # the first process has saved
-            raise signals.Stopped(f"stopped after step {step + 1} of {self.steps}")
+        self._write_state(step + 1)
+        self.saved_at = time.monotonic()
+        self.saving_took = self.saved_at - now
+        if stopping:
+            any_of(False)  # the first process has saved
+            raise system.Interrupted(f"stopped after step {step + 1} of {self.total}")
 
-    def draw(self, panels=curves.PANELS, records=None, along="step", name="curves.png"):
-        """Draw records along one of their numbers.
-
-        panels: one list of names per panel; records: dicts, by default the history. Behind that of
-        the embedded world stands a healthy run.
-        """
-        known = records is None and not self.config["data"]
-        figure = curves.draw({self.stage: records or self.history}, panels, along, self.stage,
-                             curves.healthy(self.stage) if known else ())
-        disk.write_figure(self.path(name), figure)
+    # ---- the end ---------------------------------------------------------------------------------
 
     def write_results(self, **results):
         """Write results.json, before anything that only shows them can fail."""
-        flags = {name: value for name, value in self.config.items() if name != "resume"}
-        made_from = dict(seed=self.config["seed"], **self.lineage.about())
+        flags = {name: value for name, value in self.flags.items() if name != "resume"}
+        made_from = dict(seed=self.cfg.seed, **self.lineage.about())
         results = dict(stage=self.stage, memory_gb=peak_memory(), **results, skipped=self.skipped,
                        config=flags, made_from=made_from)
         disk.write(self.path("results.json"), json.dumps(results, indent=1))
 
-    def finish(self):
-        """Give back the folder, and say where everything is."""
-        self.progress.finish()
-        unlock(self.folder)
-        print(f"\n{self.stage}: {self.seconds:.0f} s; ckpt.pt, log.jsonl, curves.png and "
-              f"results.json are in {self.folder}")
+    def finish(self, **pictures):
+        """Draw the curves, end the run, say where everything is.
+
+        Behind the curves of the embedded world stands a healthy run. pictures: further ones, as
+        name=dict of what curves.draw takes.
+        """
+        behind = () if self.flags["data"] else curves.healthy(self.stage)
+        draw = functools.partial(curves.draw, title=self.stage)
+        disk.write_figure(self.path("curves.png"), draw({self.stage: self.history}, behind=behind))
+        for name, what in pictures.items():
+            disk.write_figure(self.path(f"{name}.png"), draw(**what))
+        any_of(False)  # all processes have read what they need
+        system.resumable = False
+        if not rank():  # began.json goes first: then there is nothing to resume
+            (self.resume / "began.json").unlink(missing_ok=True)
+            shutil.rmtree(self.resume, ignore_errors=True)
+            shutil.rmtree(self.resume.with_name("resume.prev"), ignore_errors=True)
+            system.unlock(self.folder)
+        self.say(f"{self.seconds:.0f} s; ckpt.pt, log.jsonl, curves.png and results.json are in "
+                 f"{self.folder}")

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.run.terminal import careful_streams
+from data.run.system import careful_streams
 from data.world import almanac, facts, phrases
 
 # Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of demonstrations

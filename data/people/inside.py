@@ -13,8 +13,7 @@ import gpt
 import ppo
 from data import start
 from data.files import rows
-from data.judge.answers import score_responses
-from data.run.cli import UserError
+from data.run.system import UserError
 from data.tokenizer import Tokenizer
 from data.world import almanac, labeler
 
@@ -97,7 +96,7 @@ def gather(out, named="", device="cpu"):
     for name, model, _ in read(stages(out, "reward"), gpt.ScalarGPT):
         models.rewards[name] = model
     for name, model, about in read(stages(out, "ppo", "value.pt"), gpt.ScalarGPT):
-        models.values[name], models.settings[name] = model, about
+        models.values[name], models.settings[name] = model, about.get("config", about)
     return models
 
 
@@ -128,8 +127,8 @@ def tokens(models, name, prompt, answer, temperature=1.0):
         logp_ref = gpt.token_logprobs(models.reference, idx, temperature, mask)
         found["kl"] = logp - logp_ref
     if models.reference and value and judge:
-        score = score_responses(models.rewards[judge], idx, lengths, mask,
-                                settings["missing_eos_penalty"])
+        score = ppo.score_answers(models.rewards[judge], idx, lengths, mask,
+                                  settings["missing_eos_penalty"])
         rewards = ppo.kl_rewards(score, logp, logp_ref, mask, settings["beta"])
         found["value"] = models.values[value](idx)[:, :-1]
         found["advantage"], _ = ppo.gae(rewards, found["value"], mask, settings["gamma"],

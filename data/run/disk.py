@@ -9,16 +9,18 @@ import os
 import pickle
 import shutil
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from data.run.cli import UserError
 from data.run.processes import rank
+from data.run.system import UserError
 
 LARGEST_JSON = 50_000_000  # bytes; a value takes up to 30 times as much memory
-# What a checkpoint may say of itself, if it does.
-ABOUT = dict(stage=str, step=int, seed=int, scale=float, commit=str, seconds=dict, ancestors=dict)
+# The metadata that this code reads from a checkpoint, if it is there.
+ABOUT = dict(stage=str, step=int, seed=int, scale=float, commit=str, seconds=dict, ancestors=dict,
+             config=dict)
 # What reading a file may raise if it is broken, was cut, or was made to do harm.
 BROKEN = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
           AssertionError, EOFError, OSError, MemoryError, pickle.UnpicklingError,
@@ -26,8 +28,11 @@ BROKEN = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, Arit
 
 
 def reason(error):
-    """What an exception says, in a few words for a sentence."""
+    """An exception in a few words."""
     return (str(error) or type(error).__name__).splitlines()[0][:80]
+
+
+# ---- out -----------------------------------------------------------------------------------------
 
 
 def write(path, content):
@@ -54,14 +59,13 @@ def write(path, content):
         raise _unwritten(path, error) from None
 
 
-def append(path, line):
-    """Append a line; it is on disk when this returns. Of several processes only the first writes.
-    """
+def append(path, text):
+    """Append lines; they are on disk when this returns. Of several processes the first writes."""
     if rank():
         return
     try:
         with open(path, "ab") as file:
-            file.write(line.encode() + b"\n")
+            file.write(text.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -106,47 +110,47 @@ def write_figure(path, figure):
     write(path, picture.getvalue())
 
 
-def pack(kind, config, tokens, about, state):
-    """A checkpoint as bytes.
+def write_model(path, model, tokenizer, **about):
+    """Write a checkpoint: a model, its tokenizer and any facts about them."""
+    fields = dict(kind=type(model).__name__, config=asdict(model.config), about=about,
+                  tokenizer=tokenizer.to_list(), state=model.state_dict())
+    write(path, lambda file: torch.save(fields, file))
 
-    kind: the name of the model's class; config: dict of its sizes; tokens: the tokenizer as
-    Tokenizer.to_list gives it; about: facts about the model; state: {name: tensor}.
+
+# ---- in ------------------------------------------------------------------------------------------
+
+
+def load(path, device="cpu"):
+    """Read what torch.save wrote, if it is plain data: no file can run code. Raises one of BROKEN.
     """
-    content = io.BytesIO()
-    fields = dict(kind=kind, config=config, tokenizer=tokens, about=about, state=state)
-    torch.save(fields, content)
-    return content.getvalue()
-
-
-def unpack(path, device, convert=lambda found, path: found):
-    """The five fields that `pack` wrote -> dict. For other files one of BROKEN is raised.
-
-    convert: makes such fields of what others have saved.
-    """
-    found = convert(load(path, device), path)
-    honest(found["state"])
-    for name, kind in ABOUT.items():
-        if not isinstance(found["about"].get(name, kind()), kind):
-            raise ValueError(f"what it says of its {name} is no {kind.__name__}")
-    return found
-
-
-def load(path, device):
-    """What torch.save wrote, if it is plain data: no file can run code. Raises one of BROKEN."""
     size = regular(path).st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:  # torch packs without compressing
             if sum(part.file_size for part in parts.infolist()) > size:
                 raise ValueError("it unpacks to more than its size")
+            if damaged := parts.testzip():  # torch.load does not look at the checksums
+                raise ValueError(f"{damaged} is damaged: its checksum differs")
     return torch.load(path, map_location=device, weights_only=True)
 
 
-def check(config, state):
-    """Raise ValueError for sizes that are none, and for weights that nothing can be computed with.
+def read_model(path, device, convert=lambda found, path: found):
+    """The fields that `write_model` wrote -> dict. For other files one of BROKEN is raised.
+
+    convert: makes such fields of what others have saved.
     """
+    found = convert(load(path, device), path)
+    claim_no_more_than_they_hold(found["state"])
+    for name, kind in ABOUT.items():
+        if not isinstance(found["about"].get(name, kind()), kind):
+            raise ValueError(f"the {name} in its metadata is not of type {kind.__name__}")
+    return found
+
+
+def check(config, state):
+    """Raise ValueError for impossible sizes, and for weights that nothing can be computed with."""
     sizes = vars(config)
     if not all(type(size) is int and 0 < size < 2 ** 31 for size in sizes.values()):
-        raise ValueError(f"it claims sizes that are none: {sizes}")
+        raise ValueError(f"sizes that are not positive integers: {sizes}")
     if config.n_layer > len(state) or config.n_embd % config.n_head:  # 10^9 blocks take forever
         raise ValueError(f"it claims {config.n_layer} blocks of {config.n_head} heads")
     kinds = {tensor.dtype for tensor in state.values()}
@@ -156,7 +160,7 @@ def check(config, state):
         raise ValueError("it holds numbers that are not finite")
 
 
-def honest(tensors):
+def claim_no_more_than_they_hold(tensors):
     """Raise ValueError if one of {name: tensor} claims more numbers than the file held for it."""
     for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -180,22 +184,25 @@ def read_json(path, lines=False):
         raise UserError(f"{path} cannot be read ({why}): run its stage again") from None
 
 
-# What a download may leave in the place of a file: how it begins, what it is, what to do.
-IMPOSTORS = {b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull in its folder"),
-             b"<!doctype html": ("a web page", "download it by the link to the raw file"),
-             b"<html": ("a web page", "download it by the link to the raw file")}
+def read_results(out):
+    """{stage: its results} of a finished pipeline in the folder `out`."""
+    return {stage: read_json(Path(out) / stage / "results.json")
+            for stage in ("gpt", "sft", "reward", "ppo")}
 
 
 def regular(path):
-    """os.stat of a file; ValueError for anything that is none, such as a pipe, which would hang.
+    """os.stat of a file; ValueError for anything else, such as a pipe, which would hang.
 
-    UserError for what stands in the place of a file.
+    UserError for what a download may leave in the place of a file.
     """
     if not Path(path).is_file() and Path(path).exists():
         raise ValueError("not a regular file")
     with open(path, "rb") as file:
-        begins = file.read(100).lstrip().lower()
-    for start, (what, remedy) in IMPOSTORS.items():
-        if begins.startswith(start):
-            raise UserError(f"{path} is {what} and not the file itself: {remedy}")
+        start = file.read(100).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS and not the file itself: run git lfs pull "
+                        "in its folder")
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path} is a web page and not the file itself: download it by the link to "
+                        "the raw file")
     return Path(path).stat()

@@ -1,0 +1,81 @@
+"""Where and how precisely a program computes: threads, devices, bfloat16, memory."""
+
+import functools
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+
+from data.run import processes
+from data.run.cli import check
+from data.run.system import UserError
+
+
+def setup(cfg):
+    """Check the flags, set threads, precision and processes as they say -> the torch device."""
+    check(cfg)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    for device in ("cpu", "cuda"):
+        torch.set_autocast_enabled(device, cfg.bf16)
+        torch.set_autocast_dtype(device, torch.bfloat16)
+    # Products of fp32 on CUDA round their factors to 10 bits and add in fp32: several times faster.
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    # The cache of bfloat16 weights is emptied at the end of a context. Here none ends, so the
+    # first step's weights would stay.
+    torch.set_autocast_cache_enabled(False)
+    device = choose_device(cfg.device)
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        processes.join("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+    if processes.rank():
+        sys.stdout = open(os.devnull, "w")
+    return device
+
+
+def choose_device(name):
+    """The torch device for --device: cpu, cuda, or auto."""
+    if name == "cuda" or name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
+    elif name == "auto":
+        return "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0][:80]
+        raise UserError(f"--device {name} cannot be used here ({why}): use --device cpu") from None
+    return name
+
+
+def prepare(model, cfg):
+    """Apply --gradient_checkpointing and --compile to a model's blocks, once -> the model."""
+    if not hasattr(model, "prepared"):
+        model.prepared = True
+        for block in model.blocks:
+            if getattr(cfg, "gradient_checkpointing", False):
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            if getattr(cfg, "compile", False):
+                block.compile(dynamic=True)
+    return model
+
+
+def peak_memory():
+    """The most memory this process has used, in GB; NaN on Windows, where it is unknown."""
+    status = Path("/proc/self/status")
+    text = status.read_text(encoding="utf-8") if status.exists() else ""
+    if peak := re.search(r"VmHWM:\s+(\d+) kB", text):
+        # Linux's ru_maxrss would be that of the process that started this one, if it is larger.
+        return int(peak[1]) * 1024 / 1e9
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
