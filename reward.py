@@ -350,9 +350,8 @@ def train(cfg):
     """Collect rankings and train the reward model -> (model, history). Writes out/reward/."""
     run = Run(cfg, "reward")
     sft_model, other, tokenizer = start.for_reward(cfg, run, sft.begin_chat)
-    records, test, typical = rankings(cfg, run, sft_model, tokenizer)
     records, test, typical = start.encoded(cfg, run, encode, tokenizer, sft_model.config.block_size,
-                                           records, test, typical)
+                                           *rankings(cfg, run, sft_model, tokenizer))
     examples, held_out, typical = [[r["ids"] for r in part] for part in (records, test, typical)]
     model = first_reward_model(cfg, sft_model, other)
     del sft_model, other  # free their memory before training

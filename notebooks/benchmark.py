@@ -33,8 +33,8 @@ import reward
 from data import optim, sampling
 from data.judge.figures import markdown
 from data.run.cli import Common
-from data.run.processes import micro_batches, rank
-from data.run.run import choose_device, setup
+from data.run.device import choose_device, setup
+from data.run.processes import rank
 
 RESULTS = Path(__file__).parent / "results" / "benchmark.json"
 LAPTOP, WIDE = gpt.GPTConfig(1536, 128, 4, 4, 128), gpt.GPTConfig(1536, 256, 6, 6, 384)
@@ -121,9 +121,10 @@ def our_iteration(sizes, device):
     def step():
         batch = ppo.rollout(policy, reference, rm, value, prompts, lengths, cfg)
         rewards = ppo.kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, cfg.beta)
-        advantages, returns = ppo.gae(rewards, batch.values_old, batch.mask, cfg.gamma, cfg.lam)
-        ppo.update(policy, value, opt, batch, ppo.whiten(advantages, batch.mask), returns, cfg,
-                   1e-5)
+        advantages, batch.returns = ppo.gae(rewards, batch.values_old, batch.mask, cfg.gamma,
+                                            cfg.lam)
+        batch.advantages = ppo.whiten(advantages, batch.mask)
+        ppo.update(policy, value, opt, batch, cfg, 1e-5)
 
     return step
 
@@ -353,8 +354,8 @@ def shared_step():
     opt = optim.adamw(model, 1e-4)
 
     def step():
-        for idx in micro_batches(batch):
-            (gpt.next_token_loss(model, idx) * (len(idx) / len(batch))).backward()
+        for idx, share in optim.micro_batches(batch):
+            (gpt.next_token_loss(model, idx) * share).backward()
         optim.optimizer_step(model, opt, 1e-4)
 
     times = [seconds(step, "cpu") for _ in range(20)]

@@ -32,14 +32,14 @@ import torch
 import gpt
 import ppo
 import reward
-from data import optim, sampling, start
+from data import ensemble, optim, sampling
 from data.files import records as files
 from data.judge import answers as judging
-from data.judge.figures import markdown, read_results
+from data.judge.figures import markdown
 from data.run import curves as drawn
-from data.run.checkpoint import read_json, write_figure
-from data.run.cli import program
+from data.run.disk import read_json, read_results, write_figure
 from data.run.run import in_round, time_left
+from data.run.system import program
 from data.world import almanac, labeler
 
 # ---- running and reporting -----------------------------------------------------------------------
@@ -75,19 +75,25 @@ def held_out_rankings(root):
     """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     torch.manual_seed(0)
-    records = reward.respond([model], tokenizer, almanac.prompts("test", 500, "experiments"),
-                             reward.Config())
+    records = answers_of(model, tokenizer, almanac.prompts("test", 500, "experiments"))
     return tokenizer, reward.compare(records, np.random.default_rng(0))
+
+
+def answers_of(model, tokenizer, prompts, k=4):
+    """The prompts that leave room, each with `responses`: K answers of a model."""
+    cfg = reward.Config(k=k)
+    prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
+    return reward.respond([model], tokenizer, prompts, cfg)
 
 
 def accuracy(root, paths, caution=0.0):
     """Of reward models "a.pt,b.pt" together: share of held-out pairs that they order as gold does.
     """
     tokenizer, records = held_out_rankings(root)
-    members, _ = start.reward_models(paths, tokenizer)
+    members, _ = ensemble.load(paths, tokenizer)
     known = [(r, e) for r in records
              if (e := reward.encode(tokenizer, r, members[0].config.block_size))]
-    return reward.evaluate(gpt.Ensemble(members, caution), *zip(*known), "cpu")["accuracy"]
+    return reward.evaluate(ensemble.Ensemble(members, caution), *zip(*known), "cpu")["accuracy"]
 
 
 def file_name(name):
@@ -120,7 +126,8 @@ def run(trial, root, experiment, figures):
         with contextlib.ExitStack() as patched:
             for target, new in trial.patch.items():
                 patched.enter_context(mock.patch(target, new))
-            ppo.train(ppo.Config(**common, **changes))
+            module = ensemble if "," in changes.get("reward", "") else ppo
+            module.train(module.Config(**common, **changes))
     results = dict(ppo=read_json(out / "ppo" / "results.json"),
                    log=read_json(out / "ppo" / "log.jsonl", lines=True))
     if "RM accuracy" in figures:
@@ -186,7 +193,7 @@ def constant_rate(models, opt, lr, step=optim.optimizer_step):
     return step(models, opt, opt.defaults["lr"])
 
 
-def optimizer_of_adam(model, lr, weight_decay=0.0, eps=1e-8, make=gpt.optimizer):
+def optimizer_of_adam(model, lr, weight_decay=0.0, eps=1e-8, make=optim.adamw):
     return make(model, lr, weight_decay)
 
 
@@ -194,21 +201,14 @@ def only_masked(x, mask, shift_mean=True):
     return x * mask
 
 
-def models_with(change, models=start.ppo_models):
-    """ppo_models, but the value model is changed before training."""
-    def changed(cfg, run):
-        policy, reference, rm, value, tokenizer = models(cfg, run)
-        change(value)
-        return policy, reference, rm, value, tokenizer
-    return changed
-
-
-def empty_head(value):
+def empty_head(reward_model, first=ppo.first_value_model):
+    value = first(reward_model)
     torch.nn.init.zeros_(value.head.weight)
+    return value
 
 
-def random_trunk(value):
-    value.load_state_dict(gpt.ScalarGPT(value.config).state_dict())
+def random_trunk(reward_model):
+    return gpt.ScalarGPT(reward_model.config)
 
 
 DETAILS = [
@@ -217,13 +217,11 @@ DETAILS = [
     Trial("lambda 1: Monte Carlo", dict(SHORT, lam=1.0)),
     Trial("lambda 0.8", dict(SHORT, lam=.8)),
     Trial("one step per batch, four times as large a minibatch", dict(SHORT, minibatches=1)),
-    Trial("constant learning rate", SHORT, patch={"optim.optimizer_step": constant_rate}),
+    Trial("constant learning rate", SHORT, patch={"data.optim.optimizer_step": constant_rate}),
     Trial("advantages not whitened", SHORT, patch={"ppo.whiten": only_masked}),
-    Trial("Adam's epsilon 1e-8", SHORT, patch={"gpt.optimizer": optimizer_of_adam}),
-    Trial("value head starts at zero", SHORT,
-          patch={"data.start.ppo_models": models_with(empty_head)}),
-    Trial("value model starts random", SHORT,
-          patch={"data.start.ppo_models": models_with(random_trunk)}),
+    Trial("Adam's epsilon 1e-8", SHORT, patch={"data.optim.adamw": optimizer_of_adam}),
+    Trial("value head starts at zero", SHORT, patch={"ppo.first_value_model": empty_head}),
+    Trial("value model starts random", SHORT, patch={"ppo.first_value_model": random_trunk}),
 ]
 
 
@@ -268,9 +266,8 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
         records = files.read_comparisons(root / "reward" / "comparisons.jsonl")[:prompts]
         if k > 4 or prompts > len(records):
             model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-            records = reward.respond([model], tokenizer,
-                                     almanac.prompts("train", prompts, f"feedback {k}"),
-                                     reward.Config(k=k))
+            records = answers_of(model, tokenizer,
+                                 almanac.prompts("train", prompts, f"feedback {k}"), k)
         rng, ranked = np.random.default_rng(0), []
         for r in records:
             responses = r["responses"][:k]
@@ -334,9 +331,9 @@ def members(root, name, records, m=3):
     outs = [root / "ensembles" / name / str(i) for i in range(1, m + 1)]
     for seed, out in enumerate(outs, start=1):
         if not (out / "reward" / "results.json").exists():
-            files.write_jsonl(place(out, root, ["gpt", "sft"]) / "comparisons.jsonl", records)
-            reward.train(reward.Config(out=str(out), data=str(out / "comparisons.jsonl"),
-                                       bootstrap=True, seed=seed))
+            path = place(out, root, ["gpt", "sft"]) / "comparisons.jsonl"
+            files.write_jsonl(path, ensemble.bootstrap(records, seed))
+            reward.train(reward.Config(out=str(out), data=str(path), seed=seed))
     return ",".join(str(out / "reward" / "ckpt.pt") for out in outs)
 
 
@@ -348,9 +345,9 @@ def asked_in_doubt(n):
     def comparisons(root):
         pool = asked(n // 2 + 2 * n)(root)
         _, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-        ensemble, abouts = start.reward_models(members(root, "doubt", pool[:n // 2]), tokenizer)
-        return pool[:n // 2] + reward.most_disputed(ensemble, abouts, tokenizer, pool[n // 2:],
-                                                    n - n // 2, "cpu")
+        several, metadata = ensemble.load(members(root, "doubt", pool[:n // 2]), tokenizer)
+        return pool[:n // 2] + ensemble.most_disputed(several, metadata, tokenizer, pool[n // 2:],
+                                                      n - n // 2, "cpu")
     return comparisons
 
 
@@ -379,7 +376,7 @@ def best(root, rm, n_prompts=300):
     G.3), or less where answers coincide (Beirami et al. 2024, arXiv 2401.01879).
     """
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
-    members, _ = start.reward_models(rm, tokenizer)
+    judge, _, _ = gpt.load(rm, gpt.ScalarGPT)
     cfg = ppo.Config()
     prompts = almanac.prompts("test", n_prompts, read_results(root)["ppo"]["config"]["seed"])
     prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
@@ -392,10 +389,11 @@ def best(root, rm, n_prompts=300):
                                cfg.temperature, max(NS))
         done = len(ids) // max(NS)
         print(f"best of {max(NS)}: {done}/{len(prompts)} prompts answered  "
-              f"{time_left(began, done, len(prompts))}", flush=True)
+              f"{time_left(time.time() - began, done, len(prompts))}", flush=True)
     asked = [p for p in prompts for _ in range(max(NS))]
-    scores = torch.tensor(judging.scores(gpt.Ensemble(members), asked, ids, tokenizer,
-                                         cfg.missing_eos_penalty)).view(len(prompts), -1)
+    score = functools.partial(ppo.score_answers, judge, penalty=cfg.missing_eos_penalty)
+    scores = torch.tensor(judging.scores(score, model, asked, ids, tokenizer))
+    scores = scores.view(len(prompts), -1)
     found = {}
     for n in NS:
         kept = scores[:, :n].argmax(1)
@@ -544,7 +542,7 @@ def story(roots):
 def healthy(roots):
     """Keep the logs of a pipeline with the defaults: curves.png shows them behind a reader's."""
     found = {stage: [{name: round(value, 4) for name, value in record.items()
-                      if name not in ("seconds", "tok/s", "rollout_seconds", "update_seconds")}
+                      if name not in ("seconds", "tok/s") and not isinstance(value, str)}
                      for record in read_json(roots[0] / stage / "log.jsonl", lines=True)]
              for stage in ("gpt", "sft", "reward", "ppo")}
     drawn.HEALTHY.write_text(json.dumps(found) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 from conftest import python
 from data.judge import compare
 from data.run import curves
-from data.run.cli import UserError
+from data.run.system import UserError
 
 
 def finished(folder, stage="ppo", said="Oslo.", beta=.2, gold=.5, steps=3):

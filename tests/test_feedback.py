@@ -20,7 +20,7 @@ import sft
 from data.people import chat
 from data.people import feedback
 from data.files import records as files
-from data.run.cli import UserError
+from data.run.system import UserError
 
 ROOT = Path(__file__).parent.parent
 

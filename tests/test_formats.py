@@ -12,7 +12,7 @@ import reward
 import sft
 from conftest import SMALL
 from data.files import foreign, records
-from data.run.cli import UserError
+from data.run.system import UserError
 from data.world import almanac
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import gpt
+from data import optim
 from data import sampling
 from data.world import almanac
-from data.run.cli import UserError
+from data.run.system import UserError
 from data.tokenizer import Tokenizer, train
 
 
@@ -66,7 +67,7 @@ def test_logprobs_in_chunks_are_the_same_and_so_is_their_gradient(model, monkeyp
     """A large vocabulary's logits are never in memory all at once."""
     idx, found = torch.randint(36, (4, 9)), []
     for at_once in (1000, 5):
-        monkeypatch.setattr(gpt, "rows_at_once", lambda config, tokens: at_once)
+        monkeypatch.setattr(gpt, "LOGITS_AT_ONCE", at_once * model.config.vocab_size)
         model.zero_grad()
         logp = gpt.token_logprobs(model, idx, .7)
         (logp * torch.arange(8)).sum().backward()
@@ -163,7 +164,8 @@ def test_bad_checkpoints_are_one_sentence(tmp_path, config):
     with pytest.raises(UserError, match="not found: run python gpt.py first"):
         gpt.load(path, hint="run python gpt.py first")
     tokenizer = Tokenizer(train(["abc"], 260))
-    good = gpt.to_bytes(gpt.GPT(gpt.GPTConfig(260, 8, 1, 1, 8)), tokenizer)
+    gpt.save(path, gpt.GPT(gpt.GPTConfig(260, 8, 1, 1, 8)), tokenizer)
+    good = path.read_bytes()
     for content in (b"", b".", b"q", b"no checkpoint", good[:len(good) // 2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a checkpoint that can be read"):
@@ -177,7 +179,7 @@ def test_bad_checkpoints_are_one_sentence(tmp_path, config):
 
 
 def test_only_matrices_decay(model):
-    decaying, others = gpt.optimizer(model, 1e-3, weight_decay=.1).param_groups
+    decaying, others = optim.adamw(model, 1e-3, weight_decay=.1).param_groups
     assert decaying["weight_decay"] == .1 and all(p.dim() == 2 for p in decaying["params"])
     assert others["weight_decay"] == 0 and all(p.dim() == 1 for p in others["params"])
     assert len(decaying["params"]) + len(others["params"]) == len(list(model.parameters()))
@@ -188,22 +190,27 @@ def test_orthogonal_keeps_singular_vectors_and_brings_their_values_near_1():
     for shape in (12, 30), (30, 12):
         x = torch.randn(shape, dtype=torch.float64)
         u, s, v = torch.linalg.svd(x, full_matrices=False)
-        core = u.T @ gpt.orthogonal(x) @ v.T
+        core = u.T @ optim.orthogonal(x) @ v.T
         assert (core - torch.diag(core.diag())).abs().max() < 1e-12
         assert s.min() < .5 * s.max() and core.diag().min() > .6 and core.diag().max() < 1.25
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine():
-    rates = [gpt.learning_rate(step, 100, 1.0, warmup=10, floor=.1) for step in range(100)]
+    rates = [optim.learning_rate(step, 100, 1.0, warmup=10, floor=.1) for step in range(100)]
     assert rates[0] == .1 and rates[9] == 1 and rates[10] == 1
     assert rates[55] == pytest.approx(.55) and rates[99] == pytest.approx(.1, abs=.01)
 
 
 def test_batches_go_through_all_examples_once_an_epoch():
     examples = [[0] * n for n in range(1, 101)]
-    supply = gpt.batches(examples, 10, __import__("random").Random(0))
-    epoch = [next(supply) for _ in range(10)]
-    assert sorted(len(e) for b in epoch for e in b) == list(range(1, 101))
+    for length in (None, len):
+        supply = gpt.batches(examples, 10, 0, length=length)
+        both = [next(supply) for _ in range(20)]
+        for epoch in both[:10], both[10:]:
+            assert sorted(len(e) for b in epoch for e in b) == list(range(1, 101))
+        assert both[:10] != both[10:]
+        later = gpt.batches(examples, 10, 0, first=13, length=length)
+        assert [next(later) for _ in range(7)] == both[13:]  # batch n follows from n
 
 
 def test_a_tiny_model_learns_the_almanac_by_heart():
@@ -212,13 +219,13 @@ def test_a_tiny_model_learns_the_almanac_by_heart():
     tokenizer = Tokenizer(train(documents, 300))
     rows = [tokenizer.encode(d)[:48] + [tokenizer.end] for d in documents]
     model = gpt.GPT(gpt.GPTConfig(tokenizer.vocab_size, 64, 2, 2, 32))
-    opt = gpt.optimizer(model, 1e-2)
+    opt = optim.adamw(model, 1e-2)
     idx, lengths = gpt.pad(rows, tokenizer.pad)
     mask = gpt.response_mask(torch.ones_like(lengths), lengths, idx.shape[1])
     for _ in range(150):
         loss = -gpt.masked_mean(gpt.token_logprobs(model, idx, mask=mask), mask)
         loss.backward()
-        gpt.optimizer_step(model, opt, 1e-2)
+        optim.optimizer_step(model, opt, 1e-2)
     assert loss.item() < .1
 
 
@@ -228,6 +235,6 @@ def test_a_step_is_taken_along_the_clipped_gradient_of_this_loss_alone(model):
     for _ in range(2):
         before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
         (1e3 * model(torch.tensor([[1, 2, 3]])).square().mean()).backward()
-        norm = gpt.optimizer_step(model, opt, lr=.01, clip=.5)
+        norm = optim.optimizer_step(model, opt, lr=.01, clip=.5)
         step = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
         assert norm > .5 and step.norm().item() == pytest.approx(.01 * .5, rel=1e-3)

@@ -15,14 +15,19 @@ import ppo
 import reward
 import sft
 from data.world import almanac
-from data import sampling, start
+from data import sampling
 from data.files import gpt2
 from data.files.foreign import conversation
-from data.run.cli import UserError
+from data.people import export
+from data.run.system import UserError
 from data.tokenizer import Tokenizer, train
 
 GPT2 = Path(__file__).parent.parent.parent / "shared" / "data" / "gpt2"
 TURNS = [{"role": "user", "content": "Hello! A  test,\nof 3 \"things\"."}, {"role": "assistant", "content": "It's über."}, {"role": "user", "content": "And <b>?"}]
+
+
+def exported(model, tokenizer, folder):
+    gpt2.export(model.state_dict(), model.config, tokenizer, isinstance(model, gpt.ScalarGPT), folder)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +152,7 @@ def test_a_checkpoint_of_nanogpt(bias, tmp_path):
 
 def test_a_policy_goes_out_and_comes_back(tokenizer, tmp_path):
     model = ours(tokenizer)
-    start.export(model, tokenizer, tmp_path)
+    exported(model, tokenizer, tmp_path)
     out, spoken = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = spoken.apply_chat_template(TURNS, tokenize=True, return_dict=False)
     assert ids == tokenizer.render(TURNS) and spoken.apply_chat_template(TURNS[:2], tokenize=True, return_dict=False) == tokenizer.render(TURNS[:2])
@@ -165,7 +170,7 @@ def test_a_policy_goes_out_and_comes_back(tokenizer, tmp_path):
 
 
 def test_an_exported_policy_answers_in_a_batch_as_alone(tokenizer, tmp_path):
-    start.export(ours(tokenizer), tokenizer, tmp_path)
+    exported(ours(tokenizer), tokenizer, tmp_path)
     talk = transformers.pipeline("text-generation", model=str(tmp_path))
     chats = [TURNS[:1], [dict(role="user", content="Hi")], TURNS[2:], [dict(role="system", content="Be kind."), dict(role="user", content="Hi")]]
     options = dict(max_new_tokens=8, do_sample=False)
@@ -192,7 +197,7 @@ def test_the_exported_template_puts_each_role_where_the_stages_do(tokenizer, tmp
 
 def test_a_reward_model_goes_out_and_comes_back(tokenizer, tmp_path):
     model = ours(tokenizer, gpt.ScalarGPT)
-    start.export(model, tokenizer, tmp_path)
+    exported(model, tokenizer, tmp_path)
     out = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     rows = [tokenizer.render(TURNS[2:]) + [5, 6, tokenizer.end], tokenizer.render(TURNS[2:]) + [7, tokenizer.end]]
     idx, lengths = gpt.pad(rows, tokenizer.pad)
@@ -207,7 +212,7 @@ def test_a_reward_model_goes_out_and_comes_back(tokenizer, tmp_path):
 
 
 def test_a_reward_model_that_others_trained_further_is_not_set_back(tokenizer, tmp_path):
-    start.export(ours(tokenizer, gpt.ScalarGPT), tokenizer, tmp_path)
+    exported(ours(tokenizer, gpt.ScalarGPT), tokenizer, tmp_path)
     out = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         out.transformer.ln_f.bias += .3
@@ -272,9 +277,9 @@ def test_every_stage_starts_from_a_folder(tmp_path):
     theirs(tmp_path / "gpt2")
     out = str(tmp_path / "out")
     sft.train(sft.Config(out=out, init=str(tmp_path / "gpt2"), steps=2, batch=2, demonstrations=40))
-    start.export_checkpoint(gpt.Config(out=out, export=str(tmp_path / "policy")))
+    export.run(export.Config(out=out, export=str(tmp_path / "policy")))
     reward.train(reward.Config(out=out, init=str(tmp_path / "policy"), prompts=40, test_prompts=20, k=2, batch=4, max_new_tokens=4))
-    start.export_checkpoint(gpt.Config(out=out, export=str(tmp_path / "judge"), ckpt=f"{out}/reward/ckpt.pt"))
+    export.run(export.Config(out=out, export=str(tmp_path / "judge"), ckpt=f"{out}/reward/ckpt.pt"))
     assert json.loads((tmp_path / "judge" / "config.json").read_text())["architectures"] == ["GPT2ForSequenceClassification"]
 
 

@@ -119,7 +119,7 @@ def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
 
     def judged(scores, scale=labeler.DECISIVENESS):
         monkeypatch.setattr(judging, "scores", lambda *args: scores)
-        return report.evaluate_reward_model(None, scale, None, tokenizer, prompts, ppo.Config())
+        return report.evaluate_reward_model(None, scale, None, tokenizer, prompts, report.Config())
 
     right, wrong, mute, loud = judged(gold), judged([-g for g in gold]), judged([0.0] * len(gold)), judged(gold, 50.0)
     assert right["accuracy"]["mean"] == 1 and wrong["accuracy"]["mean"] == 0 and mute["accuracy"]["mean"] == .5

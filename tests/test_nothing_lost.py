@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import gpt
+from data import optim
 import ppo
 import reward
 import sft
 from conftest import ROOT, SMALL, one_sentence, run_stage
-from data import sampling
+from data import ensemble, sampling
 from data.people.feedback import Asking, Book
 from data.run import lineage
-from data.run.cli import UserError
+from data.run.system import UserError
 
 # ---- what was made from what ----------------------------------------------------------------------
 
@@ -33,10 +34,10 @@ def make_anew(path):
 
 MIXTURES = [
     ("sft/ckpt.pt", "ppo", {}, "reward/ckpt.pt was made from another sft than "),
-    ("gpt/ckpt.pt", "reward", {}, "sft/ckpt.pt was made from another gpt than "),
-    ("gpt/ckpt.pt", "ppo", {}, "sft/ckpt.pt was made from another gpt than "),
-    ("gpt/text.txt", "ppo", dict(ptx=1.0), "sft/ckpt.pt was made from another gpt/text.txt than "),
-    ("reward/comparisons.jsonl", "reward", dict(round=2), "was made from another reward/comparisons.jsonl than "),
+    ("gpt/ckpt.pt", "reward", {}, "gpt/ckpt.pt is another gpt than "),
+    ("gpt/ckpt.pt", "ppo", {}, "gpt/ckpt.pt is another gpt than "),
+    ("gpt/text.txt", "ppo", dict(ptx=1.0), "gpt/text.txt is another gpt/text.txt than "),
+    ("reward/comparisons.jsonl", "reward", dict(round=2), "comparisons.jsonl is another reward/comparisons.jsonl than "),
     ("reward/ckpt.pt", "reward", dict(round=2), "ppo/ckpt.pt was made from another reward than "),
     ("sft/ckpt.pt", "reward", dict(round=2), "reward/ckpt.pt was made from another sft than "),
 ]
@@ -67,9 +68,9 @@ def test_models_that_are_named_by_hand_may_stand_side_by_side(pipeline, tmp_path
     flags = RESUMED["ppo"][1]
     reward.train(reward.Config(out=str(tmp_path / "b"), init=str(out / "sft" / "ckpt.pt"), seed=2, **small))
     both = f"{tmp_path / 'b' / 'reward' / 'ckpt.pt'},{out / 'reward' / 'ckpt.pt'}"
-    ppo.train(ppo.Config(out=str(out), reward=both, **flags))
+    ensemble.train(ensemble.Config(out=str(out), reward=both, **flags))
     reward.train(reward.Config(out=str(out), round=2, **small))
-    ppo.train(ppo.Config(out=str(out), round=2, reward=both, **flags))
+    ensemble.train(ensemble.Config(out=str(out), round=2, reward=both, **flags))
     sft.train(sft.Config(out=str(tmp_path / "c"), init=str(out / "ppo" / "ckpt.pt"), steps=2, batch=4, demonstrations=40))
     reward.train(reward.Config(out=str(tmp_path / "c"), base_weight=0.0, policy=str(out / "ppo-2" / "ckpt.pt"), **small))
     ppo.train(ppo.Config(out=str(tmp_path / "c"), **flags))
@@ -100,14 +101,14 @@ class Killed(Exception):
 
 def kill_after(monkeypatch, module, steps):
     """Let a stage die in the step after so many."""
-    optimizer_step, done = gpt.optimizer_step, []
+    optimizer_step, done = optim.optimizer_step, []
 
     def step(*args):
         if len(done) == steps:
             raise Killed
         done.append(1)
         return optimizer_step(*args)
-    monkeypatch.setattr(gpt, "optimizer_step", step)
+    monkeypatch.setattr(optim, "optimizer_step", step)
 
 
 def computed(folder):
@@ -176,7 +177,7 @@ def test_ctrl_c_while_torch_loads_is_silent():
     for script in ("gpt", "sft", "reward", "ppo"):
         process = subprocess.Popen([sys.executable, "-X", "importtime", f"{script}.py", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for line in process.stderr:
-            if line.endswith("| data.run.signals\n"):
+            if line.endswith("| data.run.system\n"):
                 break
         process.send_signal(signal.SIGINT)
         assert "Traceback" not in process.stderr.read() and process.wait() == -signal.SIGINT
@@ -236,19 +237,19 @@ def test_a_reward_model_that_says_nothing_is_named(pipeline, tmp_path, capsys, m
         ppo.train(ppo.Config(out=str(out), **flags))
     found["state"]["head.weight"].fill_(1.0)
     torch.save(found, out / "reward" / "ckpt.pt")
-    monkeypatch.setattr(ppo, "score_responses", lambda reward, idx, lengths, *others: torch.full(lengths.shape, torch.nan))
+    monkeypatch.setattr(ppo, "score_answers", lambda reward, idx, lengths, *others: torch.full(lengths.shape, torch.nan))
     with pytest.raises(UserError, match="step 1: score is nan: the reward model is broken"):
         ppo.train(ppo.Config(out=str(out), **flags))
 
 
 def test_weights_that_the_last_update_broke_are_not_saved(tmp_path, monkeypatch):
-    step = gpt.optimizer_step
+    step = optim.optimizer_step
 
     def breaks(model, *others):
         norm = step(model, *others)
         next(model.parameters()).data.view(-1)[0] = math.inf
         return norm
-    monkeypatch.setattr(gpt, "optimizer_step", breaks)
+    monkeypatch.setattr(optim, "optimizer_step", breaks)
     with pytest.raises(UserError, match="step 1: a weight is not finite: lower --lr"):
         gpt.train(gpt.Config(out=str(tmp_path), steps=3, save_every=0, **SMALL))
     assert not (tmp_path / "gpt" / "ckpt.pt").exists()
@@ -287,7 +288,7 @@ def test_two_sessions_of_one_labeler_are_refused(tmp_path):
 def test_what_is_printed_cannot_steer_the_terminal(tmp_path):
     steering = "\x1b[2Jred\rgone \u202eleft\x9b0m\x07"
     (tmp_path / "text").write_text(steering, encoding="utf-8")
-    code = "import sys, json; from data.run.terminal import shown; sys.stdout = shown(sys.stdout); print(open(sys.argv[1]).read(), sys.argv[2])"
+    code = "import sys, json; from data.run.system import escaping; sys.stdout = escaping(sys.stdout); print(open(sys.argv[1]).read(), sys.argv[2])"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "text"), steering], cwd=ROOT, capture_output=True)
     # Python's own reading of a text file makes a newline of the carriage return
     assert done.returncode == 0 and done.stdout.decode() == r"\x1b[2Jred" + "\n" + r"gone \u202eleft\x9b0m\x07 \x1b[2Jred\rgone \u202eleft\x9b0m\x07" + "\n"

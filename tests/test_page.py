@@ -15,9 +15,9 @@ import ppo
 import reward
 from conftest import one_sentence, run_stage
 from data.files import records
-from data.judge import inside
+from data.people import inside
 from data.people import chat, page
-from data.run.cli import UserError
+from data.run.system import UserError
 from data.tokenizer import Tokenizer, train
 from data.world import almanac
 
@@ -87,7 +87,7 @@ def test_a_policy_has_the_reward_model_of_its_round():
 def test_score_and_tokens_in_the_chat(pipeline, tmp_path, capsys, monkeypatch):
     said = iter(["/score", "What is the capital of Cuba?", "/score", "/tokens"])
     monkeypatch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
-    chat.converse(gpt.Config(out=str(pipeline[0]), max_new_tokens=8))
+    chat.run(chat.Config(out=str(pipeline[0]), max_new_tokens=8))
     out = capsys.readouterr().out
     assert out.count("by reward") == 1 and "labeler: gold" in out  # before the first answer there is nothing to explain
     table = out[out.index("           token"):].splitlines()
@@ -95,10 +95,10 @@ def test_score_and_tokens_in_the_chat(pipeline, tmp_path, capsys, monkeypatch):
     # an answer that was replaced is no longer explained; a folder without models does not end the chat
     said = iter(["Hi", "/better Oslo", "/tokens", "/score"])
     shutil.copytree(pipeline[0], tmp_path / "copy")
-    chat.converse(gpt.Config(out=str(tmp_path / "copy"), max_new_tokens=8))
+    chat.run(chat.Config(out=str(tmp_path / "copy"), max_new_tokens=8))
     assert "'<|end|>'" in (out := capsys.readouterr().out) and "'O" in out and "by reward" in out
     said = iter(["Hi", "/better Oslo", "/score", "/good"])
-    chat.converse(gpt.Config(out=str(tmp_path / "new"), ckpt=str(pipeline[0] / "ppo" / "ckpt.pt"), max_new_tokens=8))
+    chat.run(chat.Config(out=str(tmp_path / "new"), ckpt=str(pipeline[0] / "ppo" / "ckpt.pt"), max_new_tokens=8))
     assert "there is no reward model" in (out := capsys.readouterr().out) and out.count("(noted)") == 2
 
 
@@ -125,7 +125,7 @@ def test_models_that_do_not_belong_together_are_one_sentence(pipeline, tmp_path,
 def server(pipeline, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "out"
     shutil.copytree(pipeline[0], out)
-    ours = page.server(gpt.Config(out=str(out), port=0, max_new_tokens=12))
+    ours = page.server(page.Config(out=str(out), port=0, max_new_tokens=12))
     threading.Thread(target=ours.serve_forever, daemon=True).start()
     yield ours, out
     ours.shutdown()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gpt
+from data import optim
 import ppo
 import reward
 import sft
@@ -89,7 +90,7 @@ def test_the_learning_rate_is_that_of_transformers():
             theirs.append(opt.param_groups[0]["lr"])
             opt.step()
             schedule.step()
-        ours = [gpt.learning_rate(step, 100, 3e-4, warmup=10, floor=floor) for step in range(100)]
+        ours = [optim.learning_rate(step, 100, 3e-4, warmup=10, floor=floor) for step in range(100)]
         assert ours[:9] == pytest.approx(theirs[1:10]) and ours[10:] == pytest.approx(theirs[10:])
 
 
@@ -97,14 +98,14 @@ def test_weights_decay_where_transformers_lets_them_decay():
     from transformers.trainer_pt_utils import get_parameter_names
     model = gpt.GPT(gpt.GPTConfig(60, 32, 2, 2, 16))
     names = [n for n in get_parameter_names(model, [torch.nn.LayerNorm]) if not n.endswith("bias")]
-    decaying = {id(p) for p in gpt.optimizer(model, 1e-3, .1).param_groups[0]["params"]}
+    decaying = {id(p) for p in optim.adamw(model, 1e-3, .1).param_groups[0]["params"]}
     assert {n for n, p in model.named_parameters() if id(p) in decaying} == set(names)
 
 
 def test_adamw_by_its_paper():
     """Loshchilov and Hutter 2019, algorithm 2, with eps outside the root, as in torch; three steps with gradients below the clipping norm."""
     weight = torch.nn.Parameter(torch.tensor([[.5, -.3]], dtype=torch.float64))
-    opt = gpt.optimizer(torch.nn.ParameterList([weight]), 1.0, weight_decay=.1, eps=1e-5)
+    opt = optim.adamw(torch.nn.ParameterList([weight]), 1.0, weight_decay=.1, eps=1e-5)
     theta, m, v = np.array([[.5, -.3]]), 0.0, 0.0
     for t in range(1, 4):
         target = torch.tensor([[.1 * t, .2]], dtype=torch.float64)
@@ -112,7 +113,7 @@ def test_adamw_by_its_paper():
         m, v = .9 * m + .1 * g, .95 * v + .05 * g ** 2
         theta = theta - .01 * (m / (1 - .9 ** t) / (np.sqrt(v / (1 - .95 ** t)) + 1e-5) + .1 * theta)
         (.5 * ((weight - target) ** 2).sum()).backward()
-        gpt.optimizer_step(torch.nn.ParameterList([weight]), opt, lr=.01)
+        optim.optimizer_step(torch.nn.ParameterList([weight]), opt, lr=.01)
         np.testing.assert_allclose(weight.detach().numpy(), theta, rtol=1e-6)
 
 
@@ -124,13 +125,13 @@ def test_muon_moves_matrices_as_torchs_does_and_the_rest_as_adamw():
     inner = [p for p in theirs.blocks.parameters() if p.dim() == 2]
     rest = torch.nn.ParameterList(p for p in theirs.parameters() if all(p is not q for q in inner))
     muon = torch.optim.Muon(inner, lr=2 * .01, weight_decay=.05, momentum=.95, adjust_lr_fn="match_rms_adamw")
-    opt, adamw = gpt.Muon(ours, .01, .1), gpt.optimizer(rest, .01, .1)
+    opt, adamw = optim.Muon(ours, .01, .1), optim.adamw(rest, .01, .1)
     for step in range(3):
         idx = torch.randint(55, (4, 16))
         for model in (ours, theirs):
             gpt.next_token_loss(model, idx).backward()
         before = [p.detach().clone() for p in inner]
-        gpt.optimizer_step(ours, opt, .01)
+        optim.optimizer_step(ours, opt, .01)
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         muon.step(), adamw.step(), theirs.zero_grad()
         moved = {id(b): (b - old).norm() for b, old in zip(inner, before)}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from data.judge import report
-from data.judge import figures
+from data.run import disk
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(out):
-    return figures.read_results(out)
+    return disk.read_results(out)
 
 
 def test_it_runs_on_a_laptop(out, results):
@@ -94,7 +94,7 @@ def test_ppo_is_preferred_to_sft_on_four_prompts_of_five(results):
 
 def test_every_iteration_starts_on_policy(out):
     log = [json.loads(line) for line in open(out / "ppo" / "log.jsonl")]
-    assert len(log) > 10 and all(record["first_ratio"] == 1 and record["first_approx_kl"] == 0 for record in log)
+    assert len(log) > 10 and all(abs(record["first_ratio"] - 1) < 1e-5 and abs(record["first_approx_kl"]) < 1e-6 for record in log)
 
 
 def test_the_readme_says_what_comes_out(out):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gpt
+from data import optim
 import ppo
 import reward
 import sft
@@ -117,7 +118,7 @@ def iteration(config):
     cfg = ppo.Config(batch=16, minibatches=4, epochs=2, max_new_tokens=6, missing_eos_penalty=-7.0)
     idx, prompt_lengths = gpt.pad([list(range(1, 2 + i % 5)) for i in range(16)], config.pad)
     batch = ppo.rollout(policy, reference, rm, value, idx, prompt_lengths, cfg)
-    opt = gpt.optimizer(torch.nn.ModuleList([policy, value]), 1e-3, eps=1e-5)
+    opt = optim.adamw(torch.nn.ModuleList([policy, value]), 1e-3, eps=1e-5)
     return policy, reference, rm, value, opt, batch, cfg
 
 
@@ -129,14 +130,16 @@ def estimates(batch, cfg):
 
 
 def update(policy, value, opt, batch, cfg, lr=1e-3, text=None):
-    return ppo.update(policy, value, opt, batch, *estimates(batch, cfg), cfg, lr, text)
+    batch.advantages, batch.returns = estimates(batch, cfg)
+    return ppo.update(policy, value, opt, batch, cfg, lr, text)
 
 
-def test_law_01_the_first_ratio_is_exactly_1(iteration):
+def test_law_01_the_first_ratio_is_1_up_to_rounding(iteration):
     policy, _, _, value, opt, batch, cfg = iteration
     diagnostics = update(policy, value, opt, batch, cfg)
-    assert diagnostics["first_ratio"] == 1 and diagnostics["first_approx_kl"] == 0
-    assert diagnostics["ratio"] != 1 and diagnostics["approx_kl"] > 0
+    assert diagnostics["first_ratio"] == pytest.approx(1, abs=1e-5)
+    assert diagnostics["first_approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert abs(diagnostics["ratio"] - 1) > 1e-4 and diagnostics["approx_kl"] > 1e-6
 
 
 def test_law_02_the_policy_that_is_the_reference_has_kl_exactly_0(iteration):
@@ -195,6 +198,7 @@ def test_law_06_tokens_after_the_end_change_no_advantage_gradient_or_metric(iter
         models = copy.deepcopy(torch.nn.ModuleList([policy, value]))
         with torch.no_grad():
             b = dataclasses.replace(b, values_old=models[1](b.idx)[:, :-1])
+        torch.manual_seed(7)  # for the order of the rows
         diagnostics = update(*models, torch.optim.SGD(models.parameters(), 1e-2), b, dataclasses.replace(cfg, epochs=1), 1e-2)
         after.append((*estimates(b, cfg), diagnostics, torch.cat([p.flatten() for p in models.parameters()])))
     for clean, changed in zip(*after):
@@ -229,14 +233,20 @@ def test_law_14_mean_k1_is_the_enumerated_kl(model):
 
 def test_law_15_adaptive_beta_by_published_figures():
     """512 answers of a horizon of 10,000: beta stays at the target, and moves by 1.024% at most."""
-    assert ppo.adapt(.15, kl=6.0, target=6.0, horizon=10000, answers=512) == .15
-    assert ppo.adapt(1.0, 60.0, 6.0, 10000, 512) == pytest.approx(1.01024)
-    assert ppo.adapt(1.0, 0.0, 6.0, 10000, 512) == pytest.approx(1 - .01024)
-    assert ppo.adapt(1.0, 6.6, 6.0, 10000, 512) == pytest.approx(1.00512)
+    def after(beta, kl, target=6.0):
+        controller = ppo.KLController(beta, target, horizon=10000)
+        controller.update(kl, answers=512)
+        return controller.value
+
+    assert after(.15, 6.0) == .15 and after(.15, 99.0, target=0.0) == .15
+    assert after(1.0, 60.0) == pytest.approx(1.01024)
+    assert after(1.0, 0.0) == pytest.approx(1 - .01024)
+    assert after(1.0, 6.6) == pytest.approx(1.00512)
 
 
 def gradient(models, batch, rows, cfg, text=None):
     """Of one minibatch, the given rows of a rollout, as one vector; and the minibatch's diagnostics."""
+    batch.advantages, batch.returns = estimates(batch, cfg)
     found, part = [], dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(batch)})
 
     class Peek:
@@ -248,11 +258,11 @@ def gradient(models, batch, rows, cfg, text=None):
         def zero_grad(self, set_to_none):
             models.zero_grad(set_to_none=set_to_none)
 
-    advantages, returns = [x[rows] for x in estimates(batch, cfg)]
     torch.manual_seed(3)  # for the rows of the text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, clip: torch.tensor(0.0))
-        diagnostics = ppo.update(*models, Peek(), part, advantages, returns, dataclasses.replace(cfg, epochs=1, minibatches=1), 0.0, text)
+        patch.setattr(torch, "randperm", torch.arange)  # rows in their order: only the text is drawn
+        diagnostics = ppo.update(*models, Peek(), part, dataclasses.replace(cfg, epochs=1, minibatches=1), 0.0, text)
     return found[0], diagnostics
 
 
@@ -264,7 +274,7 @@ def exact(iteration):
     with torch.no_grad():
         for param in models.parameters():
             param += .02 * torch.randn_like(param)
-    batch = dataclasses.replace(batch, **{f.name: x.double() for f in dataclasses.fields(batch) if (x := getattr(batch, f.name)).is_floating_point()})
+    batch = dataclasses.replace(batch, **{f.name: x.double() for f in dataclasses.fields(batch) if (x := getattr(batch, f.name)) is not None and x.is_floating_point()})
     return models, batch, cfg
 
 
@@ -320,7 +330,7 @@ def loop(tmp_path_factory):
     gpt.save(out / "reward" / "ckpt.pt", gpt.ScalarGPT(config), tokenizer)
     cfg = ppo.Config(out=str(out), steps=4, batch=8, minibatches=2, epochs=3, prompts=30, test_prompts=12, max_new_tokens=6, missing_eos_penalty=-3.5)
     patch, seen = pytest.MonkeyPatch(), dict(rollouts=[], models=[], lr=[])
-    rollout, optimizer_step = ppo.rollout, gpt.optimizer_step
+    rollout, optimizer_step = ppo.rollout, optim.optimizer_step
 
     def spy_rollout(policy, reference, reward, value, *rest):
         seen["models"].append([copy.deepcopy(m.state_dict()) for m in (policy, reference, reward, value)])
@@ -335,14 +345,14 @@ def loop(tmp_path_factory):
         return optimizer_step(model, opt, lr)
 
     patch.setattr(ppo, "rollout", spy_rollout)
-    patch.setattr(gpt, "optimizer_step", spy_step)
+    patch.setattr(optim, "optimizer_step", spy_step)
     seen["history"] = ppo.train(cfg)[1]
     patch.undo()
     return cfg, seen
 
 
 def test_law_01_every_iteration_of_the_loop_starts_on_policy(loop):
-    assert all(record["first_ratio"] == 1 and record["first_approx_kl"] == 0 for record in loop[1]["history"])
+    assert all(record["first_ratio"] == pytest.approx(1, abs=1e-5) and abs(record["first_approx_kl"]) < 1e-6 for record in loop[1]["history"])
 
 
 def test_law_02_the_loop_starts_with_kl_0(loop):
@@ -417,10 +427,10 @@ def toy(tmp_path_factory):
     shares = {"a": 5, "b": 4, "c": 2, "d": 1, "e": 2, "ab": 2, "cc": 1, "ed": 2, "da": 1}
     examples = [sft.encode(tokenizer, dict(prompt=prompt, response=r), 16) for r, n in shares.items() for _ in range(n)]
     reference = gpt.GPT(config)
-    opt = gpt.optimizer(reference, 1e-2)
+    opt = optim.adamw(reference, 1e-2)
     for step in range(200):
         sft.sft_loss(reference, examples, "cpu").backward()
-        gpt.optimizer_step(reference, opt, gpt.learning_rate(step, 200, 1e-2))
+        optim.optimizer_step(reference, opt, optim.learning_rate(step, 200, 1e-2))
     asked = tokenizer.render(prompt)
     letters = [tokenizer.encode(c)[0] for c in LETTERS]
     begun = [[]] + [[a] for a in letters] + [[a, b] for a in letters for b in letters]

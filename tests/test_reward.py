@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import gpt
 import reward
-from data import sampling
+from data import ensemble, sampling
 
 
 def test_law_12_two_answers_give_the_pairwise_loss():
@@ -102,17 +102,17 @@ def test_an_ensemble_is_as_cautious_as_asked(config):
     members = [gpt.ScalarGPT(config).double() for _ in range(3)]
     idx, lengths = torch.randint(0, 10, (4, 7)), torch.tensor([7, 3, 5, 2])
     scores = torch.stack([m.score(idx, lengths) for m in members])
-    assert torch.equal(gpt.Ensemble(members).score(idx, lengths), scores.mean(0))
+    assert torch.equal(ensemble.Ensemble(members).score(idx, lengths), scores.mean(0))
     expected = scores.mean(0) - 2 * ((scores - scores.mean(0)) ** 2).mean(0).sqrt()
-    torch.testing.assert_close(gpt.Ensemble(members, 2.0).score(idx, lengths), expected)
-    assert torch.equal(gpt.Ensemble(members, math.inf).score(idx, lengths), scores.min(0).values)
+    torch.testing.assert_close(ensemble.Ensemble(members, 2.0).score(idx, lengths), expected)
+    assert torch.equal(ensemble.Ensemble(members, math.inf).score(idx, lengths), scores.min(0).values)
 
 
 def test_an_ensemble_scores_ranked_answers_as_its_members_do(config):
     members = [gpt.ScalarGPT(config).double() for _ in range(3)]
     batch = [([1, 2, 3], [[4, 5], [6], [7, 8, 9]], [1, 2, 3]), ([5], [[6, 7], [8]], [2, 1])]
     every = torch.stack([reward.score(member, batch, "cpu")[0] for member in members])
-    torch.testing.assert_close(reward.score(gpt.Ensemble(members), batch, "cpu")[0], every.mean(0))
+    torch.testing.assert_close(reward.score(ensemble.Ensemble(members), batch, "cpu")[0], every.mean(0))
 
 
 def test_the_most_disputed_are_those_on_which_members_differ():
@@ -136,11 +136,10 @@ def test_the_most_disputed_are_those_on_which_members_differ():
     expected = sorted(range(len(records)), key=lambda i: -doubt[i])[:4]
     scales = [.5, 2.0, 3.0]  # a checkpoint's scores are divided by its scale
     ready = [reward.normalized(m, 1.0, scale) for m, scale in zip(members, scales)]
-    assert reward.most_disputed(ready, [dict(scale=s) for s in scales], tokenizer, records, 4, "cpu") == [records[i] for i in expected]
+    assert ensemble.most_disputed(ready, [dict(scale=s) for s in scales], tokenizer, records, 4, "cpu") == [records[i] for i in expected]
 
 
 def test_several_models_answer_in_equal_parts(monkeypatch):
-    monkeypatch.setattr(sampling, "with_room", lambda model, tokenizer, prompts, most: prompts)
     monkeypatch.setattr(sampling, "answers", lambda model, tokenizer, prompts, most, temperature, copies:
                         [f"{model} to {p['prompt']}" for p in prompts for _ in range(copies)])
     for models, expected in ((["policy"], ["policy"] * 5), (["policy", "SFT"], ["policy"] * 3 + ["SFT"] * 2)):

@@ -1,6 +1,7 @@
 """Files, flags and good manners: whatever a user does wrong is one sentence, and nothing written is lost."""
 
 import functools
+import importlib
 import json
 import os
 import re
@@ -22,9 +23,9 @@ import sft
 from data.people import chat
 from data.files import records
 from data.judge import report
-from data import sampling, start
-from data.run import checkpoint
-from data.run.cli import UserError
+from data import ensemble, sampling, start
+from data.run import disk
+from data.run.system import UserError
 from conftest import ROOT, SMALL, decide, one_sentence, python, run_stage
 
 
@@ -78,12 +79,13 @@ def test_a_second_run_keeps_the_first_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["gpt", "sft", "reward", "ppo"])
-def test_help_explains_every_knob(stage):
-    result = run_stage(f"{stage}.py", "--help")
-    assert result.returncode == 0
-    for flag in __import__(stage).Config.__dataclass_fields__:
-        assert f"--{flag}" in result.stdout
-    assert " ".join(result.stdout.split()).count("(default: ") == len(__import__(stage).Config.__dataclass_fields__)
+def test_help_explains_every_flag(stage):
+    programs = {"gpt": dict(chat="people.chat", page="people.page", export="people.export"), "reward": dict(label="people.feedback"), "ppo": dict(eval="judge.report")}
+    for program, module in {"": stage, **{name: f"data.{path}" for name, path in programs.get(stage, {}).items()}}.items():
+        result = run_stage(f"{stage}.py", *[f"--{program}"] * bool(program), "--help")
+        config = importlib.import_module(module).Config
+        assert result.returncode == 0 and all(f"--{flag}" in result.stdout for flag in config.__dataclass_fields__)
+        assert " ".join(result.stdout.split()).count("(default: ") == len(config.__dataclass_fields__)
 
 
 def test_importing_does_nothing():
@@ -106,7 +108,6 @@ def test_importing_does_nothing():
     (["ppo.py", "--lr", "nan"], "--lr must be a number"),
     (["ppo.py", "--gamma", "-1"], "--gamma must be at least 0"),
     (["ppo.py", "--target_kl", "0.01"], "--target_kl stops further passes over a batch: it needs --epochs above 1"),
-    (["reward.py", "--active", "a.pt"], "--active asks where reward models disagree: name at least two"),
     (["reward.py", "--label", "--out", "{tmp}"], "or name one with --policy"),
     (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000", "--out", "{tmp}"], "out of memory"),
     (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
@@ -203,11 +204,11 @@ def test_evaluation_of_several_pipelines_makes_the_readme_table(pipeline, tmp_pa
     for name in ("a", "b"):
         shutil.copytree(pipeline[0], tmp_path / name)
     both = f"{tmp_path / 'a'},{tmp_path / 'b'}"
-    report.run(ppo.Config(out=both, eval=True, test_prompts=20, max_new_tokens=8, policies="again={out}/ppo/ckpt.pt"))
+    report.run(report.Config(out=both, test_prompts=20, max_new_tokens=8, policies="again={out}/ppo/ckpt.pt"))
     table = (tmp_path / "a" / "eval" / "seeds.md").read_text()
     assert "|  | base | sft | ppo | again |" in table and table.count(" ± 0.00 ") >= 20  # the same pipeline twice
     with pytest.raises(UserError, match="none holds no finished pipeline"):
-        report.run(ppo.Config(out=f"{tmp_path / 'a'},{tmp_path / 'none'}", eval=True))
+        report.run(report.Config(out=f"{tmp_path / 'a'},{tmp_path / 'none'}"))
 
 
 def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp_path):
@@ -215,7 +216,7 @@ def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp
     shutil.copytree(pipeline[0], out)
     found = []
     for policies in ("x={}/sft/ckpt.pt,y={}/ppo/ckpt.pt", "y={}/sft/ckpt.pt,x={}/ppo/ckpt.pt"):
-        results = report.run(ppo.Config(out=str(out), eval=True, test_prompts=40, max_new_tokens=8, policies=policies.format(out, out)))
+        results = report.run(report.Config(out=str(out), test_prompts=40, max_new_tokens=8, policies=policies.format(out, out)))
         found.append({name: json.dumps(results["models"][name]) for name in ("sft", "ppo", "x", "y")})
     for figures, (as_sft, as_ppo) in zip(found, ("xy", "yx")):
         assert figures[as_sft] == figures["sft"] and figures[as_ppo] == figures["ppo"] != figures["sft"]
@@ -225,11 +226,11 @@ def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp
     assert json.loads((out / "eval" / "results.json").read_text())["win_rates"]["ppo against ppo"]["wins"]["mean"] == .5
     assert (out / "eval" / "kinds.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="write name=checkpoint"):
-        report.run(ppo.Config(out=str(out), eval=True, policies="sft=x.pt"))
+        report.run(report.Config(out=str(out), policies="sft=x.pt"))
     with pytest.raises(UserError, match="none.pt not found"):
-        report.run(ppo.Config(out=str(out), eval=True, policies="z=none.pt"))
+        report.run(report.Config(out=str(out), policies="z=none.pt"))
     with pytest.raises(UserError, match="lower --max_new_tokens"):
-        report.run(ppo.Config(out=str(out), eval=True, max_new_tokens=126))
+        report.run(report.Config(out=str(out), max_new_tokens=126))
 
 
 def test_a_person_judges_two_models_blind(pipeline, tmp_path):
@@ -245,7 +246,7 @@ def test_a_person_judges_two_models_blind(pipeline, tmp_path):
 
 @pytest.mark.slow
 def test_peak_memory_is_the_own_process_not_that_of_its_parent():
-    child = "from data.run.run import peak_memory; grown = b'1' * 300_000_000; print(peak_memory())"
+    child = "from data.run.device import peak_memory; grown = b'1' * 300_000_000; print(peak_memory())"
     parent = f"import subprocess, sys; grown = b'1' * 2_000_000_000; print(subprocess.check_output([sys.executable, '-c', {child!r}], text=True))"
     assert .3 < float(python("-c", parent).stdout) < 1.5
 
@@ -297,11 +298,11 @@ def test_answers_stream_whole_characters(pipeline, monkeypatch):
 
 
 def test_a_write_is_whole_or_not_at_all(tmp_path):
-    checkpoint.write(tmp_path / "a", "old")
+    disk.write(tmp_path / "a", "old")
     with pytest.raises(UserError, match="a cannot be written .No such file or directory.: make room"):
-        checkpoint.write(tmp_path / "missing" / "a", "new")
-    checkpoint.keep(tmp_path / "a", "b")
-    checkpoint.write(tmp_path / "a", "new")
+        disk.write(tmp_path / "missing" / "a", "new")
+    disk.keep(tmp_path / "a", "b")
+    disk.write(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new" and (tmp_path / "b").read_text() == "old"
 
 
@@ -345,9 +346,9 @@ def test_the_chats_marks_begin_as_newlines(pipeline):
     """Only in a model that comes from gpt.py, whose text has none of them."""
     base, tokenizer, about = gpt.load(pipeline[0] / "gpt" / "ckpt.pt")
     before = base.wte.weight.clone()
-    start.begin_chat(base, tokenizer, dict(stage="sft"))
+    sft.begin_chat(base, tokenizer, dict(stage="sft"))
     assert torch.equal(base.wte.weight, before)
-    start.begin_chat(base, tokenizer, about)
+    sft.begin_chat(base, tokenizer, about)
     marks, newline = [tokenizer.user, tokenizer.assistant], tokenizer.encode("\n")[0]
     assert torch.equal(base.wte.weight[marks], before[[newline, newline]])
     before[marks] = base.wte.weight[marks]
@@ -360,15 +361,18 @@ def test_several_reward_models_work_together(pipeline, tmp_path):
     comparisons = decide(shutil.copy(out / "reward" / "comparisons.jsonl", tmp_path))
     for seed in (1, 2):
         where = tmp_path / str(seed)
-        reward.train(reward.Config(out=str(where), data=str(comparisons), init=str(out / "sft" / "ckpt.pt"),
-                                   bootstrap=True, seed=seed, batch=4))
+        where.mkdir()
+        records.write_jsonl(where / "sample.jsonl", ensemble.bootstrap(records.read_comparisons(comparisons), seed))
+        reward.train(reward.Config(out=str(where), data=str(where / "sample.jsonl"), init=str(out / "sft" / "ckpt.pt"), seed=seed, batch=4))
         paths.append(str(where / "reward" / "ckpt.pt"))
     one, other = [gpt.load(path, gpt.ScalarGPT)[0] for path in paths]
     assert not torch.equal(one.head.weight, other.head.weight)
     init = dict(init=str(out / "sft" / "ckpt.pt"), max_new_tokens=8)
-    reward.train(reward.Config(out=str(tmp_path), active=",".join(paths), policy=init["init"], prompts=5, test_prompts=4, k=3, batch=4, **init))
-    assert len(records.read_comparisons(tmp_path / "reward" / "comparisons.jsonl")) == 5
-    _, history = ppo.train(ppo.Config(out=str(tmp_path), reward=",".join(paths), caution=1.0, steps=1, batch=8, minibatches=2, prompts=40, test_prompts=12, **init))
-    assert history[0]["first_ratio"] == 1
+    members, metadata = ensemble.load(",".join(paths), gpt.load(paths[0])[1])
+    pool = records.read_comparisons(comparisons)
+    disputed = ensemble.most_disputed(members, metadata, gpt.load(paths[0])[1], pool, 5, "cpu")
+    assert len(disputed) == 5 and all(r in pool for r in disputed)
+    _, history = ensemble.train(ensemble.Config(out=str(tmp_path), reward=",".join(paths), caution=1.0, steps=1, batch=8, minibatches=2, prompts=40, test_prompts=12, **init))
+    assert history[0]["first_ratio"] == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="none.pt not found"):
-        ppo.train(ppo.Config(out=str(tmp_path), reward=paths[0] + ",none.pt", **init))
+        ensemble.train(ensemble.Config(out=str(tmp_path), reward=paths[0] + ",none.pt", **init))

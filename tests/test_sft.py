@@ -20,8 +20,8 @@ def test_law_20_loss_is_of_the_response_and_its_end_token_only(model):
 
 
 def test_logits_of_prompt_tokens_are_not_even_computed(model, monkeypatch):
-    rows, plain = [], model.cross_entropy
-    monkeypatch.setattr(model, "cross_entropy", lambda hidden, *rest: rows.append(len(hidden)) or plain(hidden, *rest))
+    rows, plain = [], model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden, *rest: rows.append(len(hidden)) or plain(hidden, *rest))
     sft.sft_loss(model, [([1, 2, 3, 4, 38], 3)], "cpu")
     assert rows == [2]  # token 4 and the end token
 

@@ -88,9 +88,9 @@ def parse(config, description, argv=None, programs=()):
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=100)
 
     others = ", ".join(f"--{name}" for name in programs)
+    others = others and f"other programs, with flags and --help of their own: {others}"
     parser = _Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False,
-                     formatter_class=layout,
-                     epilog=others and f"other programs, with flags and --help of their own: {others}")
+                     formatter_class=layout, epilog=others)
     common = [f.name for f in dataclasses.fields(Common)]
     group = parser.add_argument_group("flags")
     # The program's own flags come first, as a learner changes them first.
@@ -136,8 +136,8 @@ def main(config, run, description, **programs):
         for name in programs:
             if any(part.partition("=")[0] == f"--{name}" for part in argv):
                 other = importlib.import_module(programs[name])
-                if name not in other.Config.__dataclass_fields__:  # it only chooses the program
-                    argv.remove(f"--{name}")
+                if name not in other.Config.__dataclass_fields__ or "--help" in argv:
+                    argv.remove(f"--{name}")  # it only chooses the program
                 config, run, description, programs = other.Config, other.run, other.__doc__, ()
                 break
         run(parse(config, description, argv, programs))
