@@ -10,8 +10,7 @@
 The later stages share what is defined here: the model and its scalar twin, the log-probabilities of
 tokens, plain generation, checkpoints. The architecture is GPT-2's (Radford et al. 2019). Left out:
 dropout, as RLHF compares probabilities between forward passes; left padding, as right padding needs
-no mask (see `pad`). Comments that say "LOG: ..." name an entry of notebooks/LOG.md, with what was
-tried and measured.
+no mask (see `pad`). "LOG: ..." names an entry of notebooks/LOG.md.
 """
 
 import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
@@ -195,19 +194,15 @@ class ScalarGPT(nn.Module):
 # ---- probabilities -------------------------------------------------------------------------------
 
 
-def no_pad(model):
-    """A bias for the logits (V,) that gives <|pad|> probability 0."""
-    bias = torch.zeros_like(model.wte.weight[:, 0])
-    bias[model.config.pad] = -torch.inf
-    return bias
-
-
 def action_logits(model, hidden, temperature):
     """(..., C) -> (..., V): the distribution that is sampled; `token_logprobs` scores by the same.
 
-    Dividing the hidden state is cheaper than dividing the logits: C numbers per token, not V.
+    Dividing the hidden state is cheaper than dividing the logits: C numbers per token, not V. A
+    bias gives <|pad|> probability 0.
     """
-    return model.logits(hidden / temperature, no_pad(model))
+    bias = torch.zeros_like(model.wte.weight[:, 0])
+    bias[model.config.pad] = -torch.inf
+    return model.logits(hidden / temperature, bias)
 
 
 def token_logprobs(model, idx, temperature=1.0, mask=None):
@@ -249,11 +244,6 @@ def response_mask(prompt_lengths, lengths, T):
     """
     token = torch.arange(1, T, device=lengths.device)
     return (token >= prompt_lengths[:, None]) & (token < lengths[:, None])
-
-
-def has_end(idx, lengths, end):
-    """Whether each row ends with <|end|>, whose id is `end`: (B, T), (B,) -> (B,) bool."""
-    return idx.gather(1, lengths[:, None] - 1).squeeze(1) == end
 
 
 def masked_mean(x, mask):
@@ -405,12 +395,10 @@ def read_text(cfg, run):
     if len(ids) <= cfg.block_size:
         raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on: too few for "
                         f"--block_size {cfg.block_size}")
-    for name, text in ("text.txt", "\n\n".join(documents)), ("held_out.txt", "\n\n".join(held_out)):
-        run.lineage.text(f"gpt/{name}", text)
-        if name == "held_out.txt" or not cfg.data:
-            disk.write(run.path(name), text)
-    run.say(f"{len(documents):,} documents, {len(ids):,} tokens; a vocabulary of "
-            f"{tokenizer.vocab_size}")
+    run.keep("text.txt", "\n\n".join(documents), own=not cfg.data)
+    run.keep("held_out.txt", "\n\n".join(held_out))
+    run.say(f"{len(documents):,} documents, {len(ids):,} tokens, {tokenizer.vocab_size} of them "
+            "different")
     return tokenizer, ids, valid, (held_out or documents)[:5]
 
 
@@ -474,10 +462,9 @@ def report(run, before, after):
     """Write results.json, print what the model writes, draw the curves."""
     samples = [dict(start=start, before=old, after=new)
                for (start, old), (_, new) in zip(before, after)]
-    figures = {}
-    if valid_loss := run.latest.get("valid_loss"):
-        figures = dict(valid_loss=valid_loss, perplexity=math.exp(min(valid_loss, 700)))
-    run.write_results(**figures, seconds=run.seconds, samples=samples)
+    loss = run.latest.get("valid_loss")
+    held_out = dict(valid_loss=loss, perplexity=math.exp(min(loss, 700))) if loss else {}
+    run.write_results(**held_out, seconds=run.seconds, samples=samples)
     for s in samples:
         print(f"\n{s['start']!r} continues\n  before: {s['before']!r}\n  after:  {s['after']!r}")
     run.finish()

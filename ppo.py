@@ -106,7 +106,7 @@ def score_answers(reward, idx, lengths, mask, penalty):
     response. The penalty is for a response that is empty or never ends. An empty one would be
     scored at the prompt's last token, where the reward model was never trained.
     """
-    ended = gpt.has_end(idx, lengths, reward.config.end)
+    ended = sampling.has_end(idx, lengths, reward.config.end)
     score = reward.score(idx, lengths - ended.long())
     return torch.where(ended & (mask.sum(1) > 1), score, penalty)
 
@@ -212,7 +212,7 @@ def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
     """
     idx, lengths = sampling.rollout(policy, prompts, prompt_lengths, cfg)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
-    batch = Rollout(idx, lengths, mask, gpt.has_end(idx, lengths, policy.config.end))
+    batch = Rollout(idx, lengths, mask, sampling.has_end(idx, lengths, policy.config.end))
     for part in optim.fill(batch, cfg.micro_batch):  # what a part is given, the batch is given
         part.logp_old = gpt.token_logprobs(policy, part.idx, cfg.temperature, part.mask)
         part.logp_ref = gpt.token_logprobs(reference, part.idx, cfg.temperature, part.mask)
@@ -295,11 +295,7 @@ def describe(batch, prompts, tokenizer, beta):
         empty=(batch.ended & (mask.sum(1) == 1)).float().mean().item(),
         explained_variance=1 - (error.var() / batch.returns[mask].var()).item())
     figures["objective"] = figures["score"] - beta * figures["kl"]
-    if judge.judgeable(prompts):
-        rows = zip(batch.idx[:, 1:].cpu(), mask.cpu())
-        texts = [tokenizer.decode(row[written].tolist()) for row, written in rows]
-        figures["gold"] = sum(j.gold for j in judge.judge_all(prompts, texts)) / len(prompts)
-    return figures
+    return dict(figures, **judge.mean_gold(batch, prompts, tokenizer))
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -340,39 +336,18 @@ def train(cfg):
         # 5. Log, adapt beta if asked, and save.
         figures = describe(batch, asked, tokenizer, beta.value)
         if run.due(step, 5):
-            run.show(example(batch, asked, tokenizer))
+            run.show(judge.example(batch, asked, tokenizer))
         run.log(step, {**figures, **stats, "lr": lr, "beta": beta.value},
                 tokens=int(batch.mask.sum()), show=SHOWN)
         beta.update(figures["kl"], len(asked))
         run.save(step, tokenizer, ckpt=policy, value=value)
 
-    report(cfg, run, compared, reward, test, tokenizer)
+    score = functools.partial(score_answers, reward, penalty=cfg.missing_eos_penalty)
+    judge.report(cfg, run, compared, score, test, tokenizer)
     return policy, run.history
 
 
 SHOWN = ("score", "gold", "kl", "entropy", "length")  # printed each step; log.jsonl has all figures
-
-
-def example(batch, prompts, tokenizer):
-    """The first question of a batch, its answer and score, in one line."""
-    answer = tokenizer.decode(batch.idx[0, 1:][batch.mask[0]].tolist())
-    return f"{prompts[0]['prompt'][-1]['content']!r} -> {answer!r}, score {batch.score[0]:+.2f}"
-
-
-def report(cfg, run, compared, reward, test, tokenizer):
-    """Compare the models on held-out prompts, write results.json, draw the curves."""
-    score = functools.partial(score_answers, reward, penalty=cfg.missing_eos_penalty)
-    models, text, rounds = compared
-    results, answers = judge.compare_models(models, score, test, tokenizer, cfg, text)
-    rounds = rounds or [judge.outline(0, results, "sft")]
-    rounds.append(judge.outline(cfg.round, results, "ppo"))
-    samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()})
-               for i, p in enumerate(test[:20])]
-    seconds = run.about(cfg.steps - 1)["seconds"]
-    run.write_results(**results, round=cfg.round, rounds=rounds, samples=samples, seconds=seconds)
-    judge.print_report(results, answers, test)
-    run.finish(rounds=dict(runs={run.stage: rounds}, along="round",
-                           panels=[["gold"], ["score"], ["kl"]]))
 
 
 if __name__ == "__main__":

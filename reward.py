@@ -34,7 +34,7 @@ import gpt
 import sft
 from data import optim, sampling, start
 from data.files.records import read_comparisons, split, to_jsonl
-from data.judge.answers import judgeable
+from data.judge import answers as judge
 from data.judge.figures import interval
 from data.run.cli import Common, UserError, flag, main
 from data.run.disk import write
@@ -115,8 +115,7 @@ def quality(ranks):
 def normalized(model, mean, std):
     """A copy whose scores average 0 with standard deviation 1, where the model's have mean and std.
 
-    The scale goes into the head, so a checkpoint needs nothing else (Ziegler et al. 2019, section
-    2). The order of answers, and so the accuracy, is unchanged.
+    The scale goes into the head (Ziegler et al. 2019, section 2). The order of answers stays.
     """
     model = copy.deepcopy(model)
     model.head.weight /= std
@@ -141,11 +140,8 @@ def respond(models, tokenizer, prompts, cfg):
 
 def compare(records, rng):
     """Have the labeler rank the `responses` of each record -> the records with `ranks`."""
-    ranked = []
-    for r in records:
-        golds = [labeler.judge(r, response).gold for response in r["responses"]]
-        ranked.append(dict(r, ranks=labeler.rank(golds, rng)))
-    return ranked
+    golds = [[labeler.judge(r, response).gold for response in r["responses"]] for r in records]
+    return [dict(r, ranks=labeler.rank(gold, rng)) for r, gold in zip(records, golds)]
 
 
 def rankings(cfg, run, sft_model, tokenizer):
@@ -301,22 +297,18 @@ def evaluate(model, records, examples, device):
     if not records:
         return {}
     scores, ranks = score_all(model, examples, device)
-    agreed, _ = accuracy(scores, quality(ranks))
     # By prompt, for an interval: pairs of the same prompt are not independent.
     each = [accuracy(s[None], q[None]) for s, q in zip(scores, quality(ranks))]
     shares, pairs = zip(*each)
     prompt = np.repeat(np.arange(len(pairs)), pairs)
-    results = dict(accuracy_rankings=agreed, rankings=interval(np.repeat(shares, pairs), prompt))
-    if judgeable(records):
-        gold = torch.full(scores.shape, torch.nan)
-        for i, r in enumerate(records):
-            golds = [labeler.judge(r, response).gold for response in r["responses"]]
-            gold[i, :len(golds)] = torch.tensor(golds)
+    results = dict(accuracy_rankings=accuracy(scores, quality(ranks))[0],
+                   rankings=interval(np.repeat(shares, pairs), prompt))
+    if judge.judgeable(records):
+        gold = judge.golds(records, scores.shape[1])
+        kinds = sorted({r["kind"] for r in records})
+        rows = {kind: [i for i, r in enumerate(records) if r["kind"] == kind] for kind in kinds}
         results["accuracy"], results["pairs"] = accuracy(scores, gold)
-        results["by_kind"] = {}
-        for kind in sorted({r["kind"] for r in records}):
-            rows = [i for i, r in enumerate(records) if r["kind"] == kind]
-            results["by_kind"][kind] = accuracy(scores[rows], gold[rows])[0]
+        results["by_kind"] = {kind: accuracy(scores[at], gold[at])[0] for kind, at in rows.items()}
     return results
 
 
@@ -370,7 +362,10 @@ def train(cfg):
             scores, ranks = score(model, part, run.device)
             loss = ranking_loss(scores, ranks) * share
             loss.backward()
-            sums.add(loss=loss, **ordered_pairs(scores, ranks, share))
+            ordered, pairs = accuracy(scores.detach(), quality(ranks))
+            sums.add(loss=loss)
+            sums.add(float(share > 0), ordered=loss.new_tensor(ordered * pairs),
+                     pairs=loss.new_tensor(pairs))
         figures = dict(sums.total(), grad_norm=optim.optimizer_step(model, opt, lr))
         # 3. Log, and save the model as PPO expects it.
         figures["accuracy"] = figures.pop("ordered") / max(1, figures.pop("pairs"))
@@ -379,36 +374,8 @@ def train(cfg):
 
     model, _ = ready()
     after, _ = score_all(model, held_out[:5], run.device)
-    report(run, evaluate(model, test, held_out, run.device), test, before, after)
+    judge.report_rankings(run, evaluate(model, test, held_out, run.device), test, before, after)
     return model, run.history
-
-
-def ordered_pairs(scores, ranks, share):
-    """How many pairs the scores order as the ranks do, and of how many -> dict of tensors."""
-    right, pairs = accuracy(scores.detach(), quality(ranks))
-    counts = scores.new_tensor([right * pairs, pairs]) * (share > 0)  # a repeated row: share 0
-    return dict(ordered=counts[0], pairs=counts[1])
-
-
-def report(run, results, test, before, after):
-    """Write results.json; print scores of five prompts' answers, and the accuracy; draw curves."""
-    samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
-                    after=b) for r, a, b in zip(test, before.tolist(), after.tolist())]
-    run.write_results(**results, seconds=run.seconds, samples=samples)
-    for s in samples:
-        print(f"\n{s['prompt'][-1]['content']}")
-        rows = zip(s["ranks"], s["responses"], s["before"], s["after"])
-        for rank, response, old, new in sorted(rows, key=lambda row: row[0]):
-            print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
-    pairs = results.get("rankings", {"n": 0})
-    if pairs["n"]:
-        print(f"\nreward: orders {results['accuracy_rankings']:.1%} of {pairs['n']} held-out "
-              f"ranked pairs right (95% interval over prompts: {pairs['low']:.1%} to "
-              f"{pairs['high']:.1%})")
-    if "accuracy" in results:
-        print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in "
-              "gold")
-    run.finish()
 
 
 if __name__ == "__main__":

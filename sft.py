@@ -21,6 +21,7 @@ import torch
 
 import gpt
 from data import optim, sampling, start
+from data.judge import answers as judge
 from data.run.cli import Common, flag, main
 from data.run.run import Run
 
@@ -116,19 +117,8 @@ def train(cfg):
         run.log(step, figures, tokens=response_tokens(batch))
         run.save(step, tokenizer, ckpt=model)
 
-    report(run, shown, before, sampling.answers(model, tokenizer, shown))
+    judge.report_answers(run, shown, before, sampling.answers(model, tokenizer, shown))
     return model, run.history
-
-
-def report(run, shown, before, after):
-    """Write results.json, print answers before and after, draw the curves."""
-    samples = [dict(prompt=p["prompt"], before=old, after=new)
-               for p, old, new in zip(shown, before, after)]
-    run.write_results(valid_loss=run.latest.get("valid_loss"), seconds=run.seconds, samples=samples)
-    for s in samples:
-        print(f"\n{s['prompt'][-1]['content']}\n  before: {s['before']!r}\n  after:  "
-              f"{s['after']!r}")
-    run.finish()
 
 
 if __name__ == "__main__":

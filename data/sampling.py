@@ -143,6 +143,11 @@ def rollout(model, prompts, prompt_lengths, cfg):
     return idx[:, :int(lengths.max())], lengths
 
 
+def has_end(idx, lengths, end):
+    """Whether each row ends with <|end|>, whose id is `end`: (B, T), (B,) -> (B,) bool."""
+    return idx.gather(1, lengths[:, None] - 1).squeeze(1) == end
+
+
 def with_room(model, tokenizer, prompts, max_new_tokens):
     """The prompts that leave room for so many new tokens in the model's context."""
     room = model.config.block_size - max_new_tokens

@@ -11,7 +11,7 @@ import gpt
 from data import sampling
 from data.files import records
 from data.run.device import prepare
-from data.run.disk import read_json, write
+from data.run.disk import read_json
 from data.run.system import UserError
 from data.world import almanac
 
@@ -167,8 +167,7 @@ def demonstrations(cfg, run, encode, tokenizer, block_size):
     else:
         train = almanac.demonstrations("train", cfg.demonstrations, cfg.seed)
         held_out = almanac.demonstrations("valid", 500, cfg.seed)
-        write(run.path("demonstrations.jsonl"), records.to_jsonl(train))
-    run.lineage.text("sft/demonstrations.jsonl", records.to_jsonl(train))
+    run.keep("demonstrations.jsonl", records.to_jsonl(train), own=not cfg.data)
     run.lineage.text("sft/held_out", records.to_jsonl(held_out))
     return encoded(cfg, run, encode, tokenizer, block_size, train, held_out)
 

@@ -7,7 +7,7 @@ import torch
 
 import gpt
 from data import sampling
-from data.judge.figures import mean, outline  # noqa: F401  outline: for ppo.py
+from data.judge.figures import mean, outline
 from data.run.run import seed_for
 from data.world import labeler
 
@@ -144,7 +144,87 @@ def compare_models(models, score, prompts, tokenizer, cfg, text=None):
     return results, texts
 
 
-SHOWN = {"gold": "gold", "helpful": "helpful", "truthful": "truthful", "harmless": "harmless",
+# ---- for sft.py ----------------------------------------------------------------------------------
+
+
+def report_answers(run, shown, before, after):
+    """Write results.json, print answers before and after, draw the curves."""
+    samples = [dict(prompt=p["prompt"], before=old, after=new)
+               for p, old, new in zip(shown, before, after)]
+    run.write_results(valid_loss=run.latest.get("valid_loss"), seconds=run.seconds, samples=samples)
+    for s in samples:
+        print(f"\n{s['prompt'][-1]['content']}\n  before: {s['before']!r}\n  after:  "
+              f"{s['after']!r}")
+    run.finish()
+
+
+# ---- for reward.py -------------------------------------------------------------------------------
+
+
+def golds(records, k):
+    """Gold of all `responses` of each record -> (N, k), NaN where there is no answer."""
+    gold = torch.full((len(records), k), torch.nan)
+    for i, r in enumerate(records):
+        row = [labeler.judge(r, response).gold for response in r["responses"]]
+        gold[i, :len(row)] = torch.tensor(row)
+    return gold
+
+
+def report_rankings(run, results, test, before, after):
+    """Write results.json; print scores of five prompts' answers, and the accuracy; draw curves."""
+    samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
+                    after=b) for r, a, b in zip(test, before.tolist(), after.tolist())]
+    run.write_results(**results, seconds=run.seconds, samples=samples)
+    for s in samples:
+        print(f"\n{s['prompt'][-1]['content']}")
+        rows = zip(s["ranks"], s["responses"], s["before"], s["after"])
+        for rank, response, old, new in sorted(rows, key=lambda row: row[0]):
+            print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
+    pairs = results.get("rankings", {"n": 0})
+    if pairs["n"]:
+        print(f"\nreward: orders {results['accuracy_rankings']:.1%} of {pairs['n']} held-out "
+              f"ranked pairs right (95% interval over prompts: {pairs['low']:.1%} to "
+              f"{pairs['high']:.1%})")
+    if "accuracy" in results:
+        print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in "
+              "gold")
+    run.finish()
+
+
+# ---- for ppo.py ----------------------------------------------------------------------------------
+
+
+def mean_gold(batch, prompts, tokenizer):
+    """The labeler's mean judgement of a Rollout's answers -> dict; empty if it cannot judge them."""
+    if not judgeable(prompts):
+        return {}
+    rows = zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())
+    texts = [tokenizer.decode(row[written].tolist()) for row, written in rows]
+    return dict(gold=mean(j.gold for j in judge_all(prompts, texts)))
+
+
+def example(batch, prompts, tokenizer):
+    """The first question of a Rollout, its answer and score, in one line."""
+    answer = tokenizer.decode(batch.idx[0, 1:][batch.mask[0]].tolist())
+    return f"{prompts[0]['prompt'][-1]['content']!r} -> {answer!r}, score {batch.score[0]:+.2f}"
+
+
+def report(cfg, run, compared, score, test, tokenizer):
+    """Compare the models on held-out prompts, write results.json, draw the curves."""
+    models, text, rounds = compared
+    results, answers = compare_models(models, score, test, tokenizer, cfg, text)
+    rounds = rounds or [outline(0, results, "sft")]
+    rounds.append(outline(cfg.round, results, "ppo"))
+    samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()})
+               for i, p in enumerate(test[:20])]
+    seconds = run.about(cfg.steps - 1)["seconds"]
+    run.write_results(**results, round=cfg.round, rounds=rounds, samples=samples, seconds=seconds)
+    print_report(results, answers, test)
+    run.finish(rounds=dict(runs={run.stage: rounds}, along="round",
+                           panels=[["gold"], ["score"], ["kl"]]))
+
+
+PRINTED = {"gold": "gold", "helpful": "helpful", "truthful": "truthful", "harmless": "harmless",
          "right": "accuracy", "invented": "hallucination rate", "complied": "compliance rate",
          "end_rate": "ended by itself", "length": "length", "text_loss": "text loss"}
 
@@ -153,7 +233,7 @@ def print_report(results, answers, prompts):
     """Print the figures of all models, and their answers to ten held-out prompts side by side."""
     names = list(answers)
     print("\nsampled answers           " + "".join(f"{name:>9}" for name in names))
-    for figure, said in SHOWN.items():
+    for figure, said in PRINTED.items():
         if results["ppo"].get(figure) is not None:
             print(f"{said:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in names))
     print(f"KL to SFT {results['kl']:.2f} nats per answer")

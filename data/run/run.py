@@ -102,6 +102,13 @@ class Run:
     def path(self, name):
         return self.folder / name
 
+    def keep(self, name, text, own=True):
+        """Write a text to the stage's folder, if it is the embedded world's, and note its lineage.
+        """
+        self.lineage.text(f"{self.stage}/{name}", text)
+        if own:
+            disk.write(self.path(name), text)
+
     def earlier(self, stage, round=1):
         """The checkpoint of an earlier stage of the same run."""
         return self.folder.parent / in_round(stage, round) / "ckpt.pt"
