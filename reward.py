@@ -360,12 +360,11 @@ def train(cfg):
         # 2. Sum the gradient over micro-batches, each weighted by its share of the prompts; step.
         for part, share in optim.micro_batches(batch, cfg.micro_batch, ranked_prompts):
             scores, ranks = score(model, part, run.device)
+            right, pairs = accuracy(scores.detach(), quality(ranks))
+            counts = scores.new_tensor([right * pairs, pairs]) * (share > 0)
             loss = ranking_loss(scores, ranks) * share
             loss.backward()
-            ordered, pairs = accuracy(scores.detach(), quality(ranks))
-            sums.add(loss=loss)
-            sums.add(float(share > 0), ordered=loss.new_tensor(ordered * pairs),
-                     pairs=loss.new_tensor(pairs))
+            sums.add(loss=loss, ordered=counts[0], pairs=counts[1])
         figures = dict(sums.total(), grad_norm=optim.optimizer_step(model, opt, lr))
         # 3. Log, and save the model as PPO expects it.
         figures["accuracy"] = figures.pop("ordered") / max(1, figures.pop("pairs"))

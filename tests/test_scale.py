@@ -15,6 +15,7 @@ import gpt
 import ppo
 import reward
 import sft
+from data import optim
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -54,6 +55,44 @@ def assert_same(one, other, tolerance=1e-5):
 
 def test_micro_batches_leave_every_stage_unchanged(whole, tmp_path):
     assert_same(whole, recipe(tmp_path, micro_batch=2))
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Call a function as each of several processes would -> their results."""
+    def call(world, function):
+        each = []
+        for rank in range(world):
+            monkeypatch.setattr(optim, "world", lambda: world)
+            monkeypatch.setattr(optim, "rank", lambda rank=rank: rank)
+            each.append(function())
+        return each
+    return call
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+def test_processes_make_equally_many_passes_over_their_own_rows(rows, world, size, processes):
+    each = processes(world, lambda: optim.micro_batches(list(range(rows)), size, weight=lambda part: sum(1 + i for i in part)))
+    assert len({len(parts) for parts in each}) == 1
+    counted = [i for parts in each for part, share in parts if share for i in part]
+    assert sorted(counted) == list(range(rows)) and sum(share for parts in each for _, share in parts) == pytest.approx(1)
+    assert all(0 < len(part) <= (size or rows) for parts in each for part, _ in parts)
+
+
+def test_answers_of_very_uneven_lengths_are_shared_evenly(processes):
+    """One answer of 90 tokens among short ones: the same number of passes for each process, each part cut to its longest row."""
+    lengths = torch.tensor([95] + [7] * 6)
+    idx = torch.arange(7 * 95).view(7, 95)
+    batch = ppo.Rollout(idx, lengths, gpt.response_mask(torch.full((7,), 5), lengths, 95), torch.ones(7).bool(), score=torch.arange(7.0))
+    each = processes(2, lambda: list(optim.by_length(batch, torch.arange(7), 2)))
+    assert [len(parts) for parts in each] == [2, 2] and sum(share for parts in each for _, share in parts) == pytest.approx(1)
+    for part, share in (x for parts in each for x in parts):
+        longest = int(part.lengths.max())
+        assert part.idx.shape[1] == longest and part.mask.shape[1] == longest - 1
+        assert share == pytest.approx(part.mask.sum().item() / batch.mask.sum().item()) or share == 0
+        assert torch.equal(part.idx, batch.idx[part.score.long(), :longest])
 
 
 def command(stage, out, *more):

@@ -195,7 +195,7 @@ def report_rankings(run, results, test, before, after):
 
 
 def mean_gold(batch, prompts, tokenizer):
-    """The labeler's mean judgement of a Rollout's answers -> dict; empty if it cannot judge them."""
+    """The labeler's mean gold of a Rollout's answers -> dict; empty if it cannot judge them."""
     if not judgeable(prompts):
         return {}
     rows = zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())
