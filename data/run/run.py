@@ -77,6 +77,7 @@ class Run:
         self.tokens = self.skipped = self.bad_steps = self.total = 0
         self.saved_step, self.saving_took = 0, 0.0
         self.flags = json.loads(json.dumps(dataclasses.asdict(cfg)))
+        del self.flags["resume"]
         self.resume = self.folder / "resume"
         if not rank():
             for half in [*self.folder.glob("*.tmp"), *self.resume.glob("*.tmp")]:  # left by a kill
@@ -342,10 +343,9 @@ class Run:
 
     def write_results(self, **results):
         """Write results.json, before anything that only shows them can fail."""
-        flags = {name: value for name, value in self.flags.items() if name != "resume"}
         made_from = dict(seed=self.cfg.seed, **self.lineage.about())
         results = dict(stage=self.stage, memory_gb=peak_memory(), **results, skipped=self.skipped,
-                       config=flags, made_from=made_from)
+                       config=self.flags, made_from=made_from)
         disk.write(self.path("results.json"), json.dumps(results, indent=1))
 
     def finish(self, **pictures):
