@@ -200,7 +200,7 @@ def responders(cfg, run, sft_model, tokenizer):
 def encode(tokenizer, record, block_size):
     """A comparison -> (the prompt's ids, K answers' ids, ranks); None if an answer is too long.
 
-    No ranks: all are 1. An answer's last id is that of its last word, where the score is read. At
+    Without `ranks`, all answers tie. An answer's last id is that of its last word, where the score is read. At
     <|end|>, one token further, SFT has forgotten more of what is true (LOG: scores are read at the
     last word).
     """

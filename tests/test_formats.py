@@ -93,7 +93,7 @@ def test_files_as_people_have_them(file, read, first, count, unused, capsys):
     assert (found[0].get("responses") or [found[0][name] for name in ("response",) if name in found[0]]) == first[1:]
     said = capsys.readouterr().out
     assert (f"not used: {unused}\n" in said) if unused else ("not used" not in said)
-    assert (f"answers called bad: {4 - count}, passed over" in said) == (count < 4)
+    assert (f"answers called bad: {4 - count}, skipped" in said) == (count < 4)
 
 
 def test_every_format_is_recognised_by_its_example_and_by_no_other(tmp_path, capsys):
@@ -181,8 +181,8 @@ def test_tables_hold_numbers_and_lists_of_files_may_have_spaces(tmp_path, monkey
 
 
 @pytest.mark.parametrize("record, said", [
-    (dict(messages=[USER, dict(answer("x")[0], weight=0)]), "no answer: 1, passed over"),
-    (dict(prompt="Hi", response="x", weight=0), "weight 0 or a false `train`: 1, passed over"),
+    (dict(messages=[USER, dict(answer("x")[0], weight=0)]), "no answer: 1, skipped"),
+    (dict(prompt="Hi", response="x", weight=0), "weight 0 or a false `train`: 1, skipped"),
     (dict(instruction="Hi", output="x", train=False), "weight 0 or a false `train`"),
     (dict(prompt="Hi", response="x", verdict="bad"), "answers called bad"),
     (dict(prompt="Hi", completion="x", label="False"), "answers called bad"),
@@ -302,7 +302,7 @@ def test_a_broken_record_is_named_and_one_in_a_hundred_refuses_the_file(record, 
     with pytest.raises(UserError, match=rf"data.jsonl, line 3: .*{said}"):
         records.read_comparisons(write(tmp_path / "data.jsonl", [good, good, record]))
     assert len(records.read_comparisons(write(tmp_path / "data.json", [good] * 99 + [record]))) == 99
-    assert "record 100" in (out := capsys.readouterr().out) and "left out" in out
+    assert "record 100" in (out := capsys.readouterr().out) and "skipped" in out
 
 
 @pytest.mark.parametrize("record", [dict(instruction="Add", input=5, output="6"), dict(info={}, summaries=["a", "b"], choice=0), dict(prompt="Hi", response=3),

@@ -112,7 +112,7 @@ def test_models_that_do_not_belong_together_are_one_sentence(pipeline, tmp_path,
     shutil.copytree(pipeline[0], tmp_path / "out")
     assert list(inside.gather(tmp_path / "out", str(tmp_path / "out" / "sft" / ".." / "ppo" / "ckpt.pt")).policies) == ["ppo"]
     left = inside.gather(tmp_path / "out", str(tmp_path / "other.pt"))  # what does not fit is left out, and named
-    assert not left.rewards and not left.values and left.reference is None and capsys.readouterr().out.count("left out") == 3
+    assert not left.rewards and not left.values and left.reference is None and capsys.readouterr().out.count("skipped") == 3
     alone = inside.gather(tmp_path, str(tmp_path / "other.pt"))
     token, = inside.tokens(alone, str(tmp_path / "other.pt"), PROMPT, [5])
     assert token["kl"] is token["value"] is token["advantage"] is None and token["p"] > 0

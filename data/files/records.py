@@ -12,8 +12,8 @@ or those of published data sets, which data/files/foreign.py recognises, in file
 data/files/rows.py reads them. `--data` takes a file, a folder of them, or several separated by
 commas.
 
-A record that cannot be used is named and left out, but if they are more than one in a hundred, the
-file is refused. A last line that was cut in the middle is set aside. What is passed over is
+A record that cannot be used is named and skipped, but if they are more than one in a hundred, the
+file is refused. A last line that was cut in the middle is skipped. What is skipped is
 counted, and a field that is not used is named once per file.
 """
 
@@ -64,7 +64,7 @@ def read_questions(path):
 def read_demonstrations(path):
     """Prompts with a `response` (str): of a pair the chosen one, of rated answers the best.
 
-    Rankings and answers that somebody called bad are passed over.
+    Rankings and answers that somebody called bad are skipped.
     """
     found, best = [record for _, record in _read(rows.files(path), "answer", _demonstration)], {}
     for record in found:
@@ -78,7 +78,7 @@ def read_demonstrations(path):
             kept.append(record)
     if len(kept) < len(found):
         print(f"{path}: answers rated lower than another one to their prompt: "
-              f"{len(found) - len(kept):,}, passed over")
+              f"{len(found) - len(kept):,}, skipped")
     return kept
 
 
@@ -111,7 +111,7 @@ def read_comparisons(path):
         else:
             alone += len(ratings)
     if beyond:
-        print(f"{path}: {beyond:,} answers beyond nine to their prompt: left out, neither the best "
+        print(f"{path}: {beyond:,} answers beyond nine to their prompt: skipped, neither the best "
               "nor the worst")
     if alone:
         lonely = (f"{path}: {alone:,} rated answers have no counterpart to the same prompt, and so "
@@ -179,7 +179,7 @@ def write_jsonl(path, records):
 # ---- reading -------------------------------------------------------------------------------------
 
 
-class PassedOver(Exception):
+class Skip(Exception):
     """A record that is as it should be, but not for this stage; the text says why."""
 
 
@@ -238,7 +238,7 @@ def _read(files, wanted, check):
     """Read records: list of ("file, line n", what `check` makes of the record).
 
     wanted: see data/files/foreign.py. check(record) returns the fields that are needed; it raises
-    ValueError with what is wrong, or PassedOver.
+    ValueError with what is wrong, or Skip.
     """
     found, broken, lines = [], Broken(), 0
     for path in files:
@@ -257,14 +257,14 @@ def _read(files, wanted, check):
                 for record in records:
                     try:
                         found.append((place, _for_stage(record, wanted, kind, check)))
-                    except PassedOver as why:
+                    except Skip as why:
                         passed[str(why)] += 1
             except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
                     RecursionError) as error:
                 if isinstance(error, NoFormat) and not strange:
                     strange = f"{place}: {error}"
                 if cut:
-                    print(f"{place}: cut in the middle: set aside")
+                    print(f"{place}: cut in the middle: skipped")
                 elif isinstance(error, UnicodeEncodeError):
                     broken.append(f"{place}: half of a surrogate pair, which is no text")
                 elif isinstance(error, RecursionError):
@@ -275,7 +275,7 @@ def _read(files, wanted, check):
         if form is None and strange:
             raise UserError(strange)
         for why, count in passed.items():
-            print(f"{path}: {why}: {count:,}, passed over")
+            print(f"{path}: {why}: {count:,}, skipped")
         if unused := [str(name) for name, is_used in used.items() if not is_used]:
             more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
             print(f"{path}: not used: {', '.join(unused[:12])}{more}")
@@ -283,9 +283,9 @@ def _read(files, wanted, check):
     if broken.count > .01 * lines:
         broken.refuse()
     for sentence in broken.sentences:
-        print(f"{sentence}: left out")
+        print(f"{sentence}: skipped")
     if broken.count > len(broken.sentences):
-        print(f"{named}: {broken.count:,} lines in all are left out")
+        print(f"{named}: {broken.count:,} lines in all are skipped")
     if not found:
         why = "holds no record of the kind that is needed here" if lines else "is empty"
         raise UserError(f"{named} {why}: give it at least one record")
@@ -304,15 +304,15 @@ def _parse(line):
 
 
 def _for_stage(record, wanted, kind, check):
-    """What a stage needs of a record of ours; PassedOver if the data says that it is not for it."""
+    """What a stage needs of a record of ours; Skip if the data says that it is not for it."""
     if wanted in ("prompt", "text") and "whole" in record:
         record = {"prompt": record["whole"]}
     if wanted != "prompt" and record.get("weight") == 0:
-        raise PassedOver("weight 0 or a false `train`")
+        raise Skip("weight 0 or a false `train`")
     if wanted in ("text", "answer") and record.get("verdict") == "bad":
-        raise PassedOver("answers called bad")
+        raise Skip("answers called bad")
     if kind != OURS and not gives(record, wanted):
-        raise PassedOver(f"no {wanted}")
+        raise Skip(f"no {wanted}")
     return check(record)
 
 
@@ -345,7 +345,7 @@ def _prompt(record):
 def _document(record):
     if "text" in record:
         if not str(record["text"]).strip():
-            raise PassedOver("empty text")
+            raise Skip("empty text")
         return text_field(record, "text").strip()
     said, name = [m["content"] for m in _messages(record)], _answer_name(record)
     return "\n".join(said + ([text_field(record, name)] if name in record else [])).strip()
@@ -358,7 +358,7 @@ def _question(record):
 
 def _demonstration(record):
     if "responses" in record and "response" not in record:
-        raise PassedOver("rankings without a `response` to learn")
+        raise Skip("rankings without a `response` to learn")
     return {**_prompt(record), "response": text_field(record, _answer_name(record)),
             "rating": _rating(record)}
 

@@ -89,7 +89,7 @@ def gather(out, named="", device="cpu"):
                 yield name, model.requires_grad_(False), about
             else:
                 print(f"{path} has another tokenizer, or a shorter context, than the policies: "
-                      "left out")
+                      "skipped")
 
     models.reference = models.policies.get("sft") or next(
         (model for _, model, _ in read(stages(out, "sft"), gpt.GPT)), None)
