@@ -217,6 +217,7 @@ class Run:
             disk.append(path, lines[-1])
             left = time_left(time.monotonic() - began, n + 1 - already, chunks - already)
             self.say(f"{name}, part {n + 1} of {chunks}  {left}")
+        torch.manual_seed(self.cfg.seed)  # what follows is drawn as if all had been read
         return [record for line in lines[1:] for record in json.loads(line)]
 
     def steps(self, total, **loop):
