@@ -146,6 +146,18 @@ def test_a_killed_run_goes_on_bit_for_bit(stage, pipeline, tmp_path, monkeypatch
         module.train(module.Config(out=str(tmp_path), resume=True, log_every=1, **flags))
 
 
+def test_a_run_killed_between_its_answers_and_its_first_save_goes_on_bit_for_bit(pipeline, tmp_path, monkeypatch):
+    """What is drawn after the answers, the reward model's head, does not depend on how many of them were read from disk."""
+    for other in ("gpt", "sft"):
+        shutil.copytree(pipeline[0] / other, tmp_path / other)
+    with monkeypatch.context() as patch:
+        kill_after(patch, reward, 0)
+        with pytest.raises(Killed):
+            reward.train(reward.Config(out=str(tmp_path), log_every=1, **RESUMED["reward"][1]))
+    reward.train(reward.Config(out=str(tmp_path), resume=True, log_every=1, **RESUMED["reward"][1]))
+    assert computed(tmp_path / "reward") == computed(pipeline[0] / "reward")
+
+
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
     assert "no run was stopped there" in one_sentence(run_stage("gpt.py", "--out", tmp_path, "--resume"))
 
