@@ -79,7 +79,7 @@ class Config(Common):
     prompts: int = flag(20000, "prompts that the almanac writes", least=1)
     test_prompts: int = flag(1000, "held-out prompts for the final figures", least=1)
     ptx_text: str = flag("", "with --ptx: the text (default: gpt/text.txt in --out)")
-    log_every: int = flag(1, "iterations between two lines of the log", least=1, group="run")
+    log_every: int = flag(1, "iterations between two lines of the log", least=1)
 
     def __post_init__(self):
         first = self.round == 1

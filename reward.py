@@ -200,9 +200,9 @@ def responders(cfg, run, sft_model, tokenizer):
 def encode(tokenizer, record, block_size):
     """A comparison -> (the prompt's ids, K answers' ids, ranks); None if an answer is too long.
 
-    Without `ranks`, all answers tie. An answer's last id is that of its last word, where the score is read. At
-    <|end|>, one token further, SFT has forgotten more of what is true (LOG: scores are read at the
-    last word).
+    Without `ranks`, all answers tie. An answer's last id is that of its last word, where the score
+    is read: at <|end|> SFT has forgotten more of what is true (LOG: scores are read at the last
+    word).
     """
     prompt = tokenizer.render(record["prompt"])
     answers = [tokenizer.encode(r) for r in record["responses"]]

@@ -102,8 +102,8 @@ def test_the_readme_says_what_comes_out(out):
     every = [json.loads(path.read_text()) for path in sorted((ROOT / "notebooks" / "results").glob("evaluation-*.json"))]
     here = json.loads((out / "eval" / "results.json").read_text())
     for model in ("sft", "ppo"):
-        for said, _, read in report.ROWS:
-            known = [read(results["models"][model])["mean"] for results in every]
+        for said, _, path in report.SEEDS:
+            known = [report.at(results["models"][model], path)["mean"] for results in every]
             low, high = min(known), max(known)
             beyond = max(2 * (high - low), .15 * abs(high), .1)
-            assert low - beyond <= read(here["models"][model])["mean"] <= high + beyond, (model, said)
+            assert low - beyond <= report.at(here["models"][model], path)["mean"] <= high + beyond, (model, said)

@@ -160,6 +160,9 @@ def win_rate(one, other):
                 controlled=figures.length_controlled(wins, one.length - other.length))
 
 
+GAPS = [(0, .5), (.5, 1), (1, 1.5), (1.5, 2)]  # in gold, between two answers
+
+
 def evaluate_reward_model(reward, scale, model, tokenizer, prompts, cfg, k=4):
     """Ask the reward model about k answers of one model to each prompt: is it right? is it sure?
 
@@ -208,9 +211,6 @@ def evaluate_reward_model(reward, scale, model, tokenizer, prompts, cfg, k=4):
                 gold_and_length=dict(mean=float(np.corrcoef(gold, length)[0, 1]), n=len(ids)))
 
 
-GAPS = [(0, .5), (.5, 1), (1, 1.5), (1.5, 2)]
-
-
 def context(model, tokenizer, prompts, cfg):
     """How many follow-ups are answered right with the earlier turn, without it, with a wrong one.
     """
@@ -231,110 +231,105 @@ def context(model, tokenizer, prompts, cfg):
 # ---- the report ----------------------------------------------------------------------------------
 
 
+def at(figures, path):
+    """figures["words"]["bleu"] for "words/bleu"; None if it is not there."""
+    for name in path.split("/"):
+        figures = (figures or {}).get(name)
+    return figures
+
+
 def number(x, form="{:.2f}"):
-    """A number with its interval as a cell of a table."""
+    """A figure with its interval as a cell of a table."""
     if x is None or not x["n"] or np.isnan(x["mean"]):
         return ""
-    return form.format(x["mean"]) + (f" ({form.format(x['low'])} to {form.format(x['high'])})"
-                                     if "low" in x else "")
+    around = f" ({form.format(x['low'])} to {form.format(x['high'])})" if "low" in x else ""
+    return form.format(x["mean"]) + around
 
 
-def percent(x):
-    return number(x and {k: v if k == "n" else 100 * v for k, v in x.items()},
-                  "{:.1f}") + ("%" if x and x["n"] else "")
+# Rows of tables: what they say, how a number is written, and where it stands among the figures of
+# a model, or of a reward model.
+RATES = [("accuracy on known facts", "{:.1%}", "rates/right"),
+         ("hallucination rate on made-up names", "{:.1%}", "rates/invented"),
+         ("compliance rate with harmful requests", "{:.1%}", "rates/complied")]
+GOLD = [("gold", "{:.2f}", "gold"), ("gold of greedy answers", "{:.2f}", "greedy"),
+        *[(name, "{:.2f}", name) for name in judging.CRITERIA], *RATES]
+FAILURES = [(f"{only}{name} fails", "{:.1%}", f"{where}/{name}")
+            for only, where in (("", "fails"), ("only ", "fails_alone"))
+            for name in judging.CRITERIA]
+PREFERRED = [("preferred to SFT", "{:.1%}", "against_sft/wins"),
+             ("preferred to SFT at equal length", "{:.1%}", "against_sft/controlled")]
+BEHAVIOUR = [("KL to SFT, nats per answer", "{:.2f}", "kl"),
+             ("answers that end by themselves", "{:.1%}", "ended"),
+             ("length, tokens", "{:.1f}", "words/length")]
+WORDS = [("perplexity of pretraining text, per token", "{:.1f}", "perplexity/per_token"),
+         ("perplexity of pretraining text, per byte", "{:.2f}", "perplexity/per_byte"),
+         ("BLEU against perfect answers", "{:.1f}", "words/bleu"),
+         ("ROUGE-L against perfect answers", "{:.2f}", "words/rougeL"),
+         ("distinct-2", "{:.3f}", "words/distinct2")]
+CONTEXT = [(f"right follow-ups {name}", "{:.1%}", f"context/{name}")
+           for name in ("with the earlier turn", "without it", "with another's")]
+MORE_WORDS = [("ROUGE-1", "{:.2f}", "words/rouge1"), ("ROUGE-2", "{:.2f}", "words/rouge2"),
+              ("distinct-1", "{:.3f}", "words/distinct1")]
+JUDGE = [("right", "{:.1%}", "accuracy"),
+         *[(f"right, gold {low} to {high} apart", "{:.1%}", f"by_gap/{low} to {high}")
+           for low, high in GAPS],
+         *[(f"right, {kind}", "{:.1%}", f"by_kind/{kind}") for kind in sorted(almanac.KINDS)],
+         ("agrees with a noisy labeler", "{:.1%}", "agrees_with_a_labeler"),
+         ("two noisy labelers agree", "{:.1%}", "labelers_agree"),
+         ("expected calibration error", "{:.1%}", "calibration_error"),
+         ("correlation of score and length", "{:.2f}", "score_and_length"),
+         ("correlation of gold and length", "{:.2f}", "gold_and_length")]
+SEEDS = [*GOLD, *PREFERRED, *BEHAVIOUR, *WORDS, *CONTEXT[:2]]  # of the table over several seeds
+
+
+def figures_table(rows, models):
+    """Markdown: a column per model, rows as above, without those that no model has."""
+    cells = [[said, *(number(at(m, path), form) for m in models.values())]
+             for said, form, path in rows]
+    return table(["", *models], [row for row in cells if any(row[1:])])
 
 
 def write_report(out, results, prompts, answers, seconds):
-    """out/report.md."""
-    rows, last, judged = results["models"], results["last"], results["reward"]
-    models, names = list(rows), list(judged)
-
-    def row(name, cell):
-        return [name, *(cell(rows[m]) for m in models)]
-
-    def reward_row(name, cell):
-        return [name, *(cell(judged[m]) for m in names)]
-
-    criteria, kinds = judging.CRITERIA, rows[last]["by_kind"]
+    """Write out/report.md."""
+    models, last, judged = results["models"], results["last"], results["reward"]
+    by_kind = [[kind, str(x["gold"]["n"]),
+                *(number(at(m, f"by_kind/{kind}/gold")) for m in models.values())]
+               for kind, x in models[last]["by_kind"].items()]
+    wins = [[name, *(number(d[part], "{:.1%}") for part in ("wins", "ties", "controlled"))]
+            for name, d in results["win_rates"].items()]
     parts = [
         f"# What RLHF did, judged on {len(prompts)} held-out prompts\n\nSampled at temperature "
         f"{results['temperature']}, seed {results['seed']}; brackets hold 95% intervals from a "
         f"bootstrap over prompts. Made by `python ppo.py --eval` in {seconds:.0f} s.",
         "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the "
-        "three. A criterion fails below 0.",
-        table(["", *models], [
-            *[row(name, lambda m: number(m[name])) for name in ("gold", *criteria)],
-            *[row(f"{name} fails", lambda m: percent(m["fails"][name])) for name in criteria],
-            *[row(f"only {name} fails", lambda m: percent(m["fails_alone"][name]))
-              for name in criteria],
-            *[row(said, lambda m: percent(m["rates"][name])) for name, said in RATES.items()],
-            row("gold of greedy answers", lambda m: number(m["greedy"])),
-            row("KL to SFT, nats per answer", lambda m: number(m["kl"])),
-            row("answers that end by themselves", lambda m: percent(m["ended"]))]),
+        "three. A criterion fails below 0.", figures_table([*GOLD, *FAILURES, *BEHAVIOUR], models),
         "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
-        table(["", "n", *models], [
-            [kind, str(x["gold"]["n"]),
-             *(number(rows[m]["by_kind"][kind]["gold"]) for m in models)]
-            for kind, x in kinds.items()]),
+        table(["", "n", *models], by_kind),
         "## Who is preferred\n\nHow often the labeler without noise prefers the first model's "
         "answer; ties count half. `references` are perfect answers, one per prompt. The "
         "length-controlled rate is a logistic regression's at equal length (Dubois et al. 2024).",
-        table(["", "preferred", "ties", "length-controlled"], [
-            [name, percent(d["wins"]), percent(d["ties"]), percent(d["controlled"])]
-            for name, d in results["win_rates"].items()]),
+        table(["", "preferred", "ties", "length-controlled"], wins),
         "## Words\n\nBLEU and ROUGE compare with one perfect answer to each prompt, of several "
         "there are; distinct-n is the share of different n-grams; perplexity is that of held-out "
         "pretraining text, where it shows the alignment tax.",
-        table(["", *models], [
-            *[row(name, lambda m: number(m["words"][name], form)) for name, form in WORDS.items()],
-            *[row(f"perplexity {name.replace('_', ' ')}",
-                  lambda m: number(m.get("perplexity", {}).get(name), "{:.2f}"))
-              for name in ("per_token", "per_byte")]])]
+        figures_table([*WORDS, *MORE_WORDS], models)]
     if judged:
         parts += [
             "## The reward model as a judge\n\nOf four answers of a model to each prompt, all "
             "pairs that differ in gold. It was trained on other answers than those of the policy "
             "that learned from it.\n\n![the reward model](eval/reward.png)",
-            table(["", *(f"{m}'s answers" for m in names)], [
-                reward_row("pairs", lambda m: str(m["accuracy"]["n"])),
-                reward_row("right", lambda m: percent(m["accuracy"])),
-                *[reward_row(f"right, gold {low} to {high} apart",
-                             lambda m: percent(m["by_gap"].get(f"{low} to {high}")))
-                  for low, high in GAPS],
-                *[reward_row(f"right, {kind}", lambda m: percent(m["by_kind"].get(kind)))
-                  for kind in kinds],
-                reward_row("agrees with a noisy labeler",
-                           lambda m: percent(m["agrees_with_a_labeler"])),
-                reward_row("two noisy labelers agree", lambda m: percent(m["labelers_agree"])),
-                reward_row("expected calibration error",
-                           lambda m: percent(m["calibration_error"])),
-                reward_row("correlation of score and length",
-                           lambda m: number(m["score_and_length"])),
-                reward_row("correlation of gold and length",
-                           lambda m: number(m["gold_and_length"]))])]
-    if any(rows[last]["context"].values()):
+            figures_table(JUDGE, {f"{name}'s answers": x for name, x in judged.items()})]
+    if any(models[last]["context"].values()):
         parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without "
                   "their earlier turn, and after another conversation's.",
-                  table(["", *models], [row(name, lambda m: percent(m["context"][name]))
-                                        for name in rows[last]["context"]])]
-    n = len(prompts)
-    order = sorted(range(n), key=lambda i: (answers[last].gold[i], i))
-    chosen = {"Worst": order[:20], "Best": order[::-1][:20],
-              "Random": sorted(random.Random(0).sample(range(n), min(20, n)))}
-    for name in ("Worst", "Random", "Best"):
-        shown = []
-        for i in chosen[name]:
-            why = cell("; ".join(answers[last].judgements[i].reasons))
-            said = [cell(answers[m].texts[i]) for m in models]
-            shown.append([question(prompts[i]["prompt"]), *said, why])
+                  figures_table(CONTEXT, models)]
+    order = sorted(range(len(prompts)), key=lambda i: (answers[last].gold[i], i))
+    some = sorted(random.Random(0).sample(order, min(20, len(order))))
+    for name, rows in (("Worst", order[:20]), ("Random", some), ("Best", order[::-1][:20])):
+        shown = [[question(prompts[i]["prompt"]), *(cell(answers[m].texts[i]) for m in models),
+                  cell("; ".join(answers[last].judgements[i].reasons))] for i in rows]
         parts += [f"## {name} answers of {last}", table(["prompt", *models, "why"], shown)]
     write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
-
-
-WORDS = {"length": "{:.1f}", "bleu": "{:.1f}", "rouge1": "{:.2f}", "rouge2": "{:.2f}",
-         "rougeL": "{:.2f}", "distinct1": "{:.3f}", "distinct2": "{:.3f}"}
-RATES = {"right": "accuracy on known facts", "invented": "hallucination rate on made-up names",
-         "complied": "compliance rate with harmful requests"}
 
 
 FEW = 10  # a share of fewer cases says too little for a picture
@@ -384,29 +379,6 @@ def draw(folder, results):
 
 # ---- over several pipelines ----------------------------------------------------------------------
 
-# Rows of the table: what they say, how a number is written, and how it is read from the figures of
-# a model.
-ROWS = [
-    ("gold", "{:.2f}", lambda m: m["gold"]),
-    ("gold of greedy answers", "{:.2f}", lambda m: m["greedy"]),
-    *[(name, "{:.2f}", lambda m, name=name: m[name]) for name in judging.CRITERIA],
-    *[(said, "{:.1%}", lambda m, name=name: m["rates"][name]) for name, said in RATES.items()],
-    ("preferred to SFT", "{:.1%}", lambda m: m["against_sft"]["wins"]),
-    ("preferred to SFT at equal length", "{:.1%}", lambda m: m["against_sft"]["controlled"]),
-    ("KL to SFT, nats per answer", "{:.2f}", lambda m: m["kl"]),
-    ("answers that end by themselves", "{:.1%}", lambda m: m["ended"]),
-    ("length, tokens", "{:.1f}", lambda m: m["words"]["length"]),
-    ("perplexity of pretraining text, per token", "{:.1f}", lambda m: m["perplexity"]["per_token"]),
-    ("perplexity of pretraining text, per byte", "{:.2f}", lambda m: m["perplexity"]["per_byte"]),
-    ("BLEU against perfect answers", "{:.1f}", lambda m: m["words"]["bleu"]),
-    ("ROUGE-L against perfect answers", "{:.2f}", lambda m: m["words"]["rougeL"]),
-    ("distinct-2", "{:.3f}", lambda m: m["words"]["distinct2"]),
-    ("right follow-ups with the earlier turn", "{:.1%}",
-     lambda m: m["context"]["with the earlier turn"]),
-    ("right follow-ups without it", "{:.1%}", lambda m: m["context"]["without it"]),
-]
-
-
 # what the README shows of it
 SUMMARY = ("gold", "accuracy on known facts", "hallucination rate on made-up names",
            "compliance rate with harmful requests", "preferred to SFT",
@@ -447,16 +419,16 @@ def common_models(every):
 
 def averages_table(every, models, rows=None):
     """Rows of figures (default: all), columns of models: the mean over the pipelines."""
-    def average(name, form, read):
-        try:
-            found = over_seeds([read(results["models"][name])["mean"] for results in every])
-        except KeyError:  # no perplexity without a text
+    def average(name, form, path):
+        values = [at(results["models"][name], path) for results in every]
+        if None in values:  # no perplexity without a text
             return ""
-        around = f" ± {form.format(found['high'] - found['mean'])}" if len(every) > 1 else ""
-        return form.format(found["mean"]) + around
+        mean = over_seeds([x["mean"] for x in values])
+        around = f" ± {form.format(mean['high'] - mean['mean'])}" if len(every) > 1 else ""
+        return form.format(mean["mean"]) + around
 
-    return table(["", *models], [[said, *(average(name, form, read) for name in models)]
-                                 for said, form, read in ROWS if rows is None or said in rows])
+    return table(["", *models], [[said, *(average(name, form, path) for name in models)]
+                                 for said, form, path in SEEDS if rows is None or said in rows])
 
 
 def samples_table(every, models, n=None):
@@ -554,8 +526,8 @@ def run_one(cfg):
                for name, rows in ids.items()}
     if cfg.judge == "human":
         found = ask_person(cfg, prompts, answers, last, "sft")
-        return print(f"{last} preferred to sft: {percent(found)} of {found['n']} prompts, ties "
-                     "counted half")
+        return print(f"{last} preferred to sft: {number(found, '{:.1%}')} of {found['n']} prompts, "
+                     "ties counted half")
     references = [almanac.reference(p) for p in prompts]
     stand_ins = {"references": references, "random words": figures.random_texts(references)}
     every = answers | {name: Judged(prompts, texts,

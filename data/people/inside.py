@@ -96,8 +96,14 @@ def gather(out, named="", device="cpu"):
     for name, model, _ in read(stages(out, "reward"), gpt.ScalarGPT):
         models.rewards[name] = model
     for name, model, about in read(stages(out, "ppo", "value.pt"), gpt.ScalarGPT):
-        models.values[name], models.settings[name] = model, about.get("config", about)
+        models.values[name], models.settings[name] = model, settings(about)
     return models
+
+
+def settings(about):
+    """What advantages depend on, of a value model's metadata: PPO's flags, and beta at last."""
+    flags = {**about, **about.get("config", {})}
+    return {**flags, "beta": about.get("figures", {}).get("beta", flags.get("beta"))}
 
 
 @torch.no_grad()

@@ -137,7 +137,7 @@ def main(config, run, description, **programs):
             if any(part.partition("=")[0] == f"--{name}" for part in argv):
                 other = importlib.import_module(programs[name])
                 if name not in other.Config.__dataclass_fields__ or "--help" in argv:
-                    argv.remove(f"--{name}")  # it only chooses the program
+                    argv = [part for part in argv if part != f"--{name}"]  # it only chooses
                 config, run, description, programs = other.Config, other.run, other.__doc__, ()
                 break
         run(parse(config, description, argv, programs))
@@ -178,7 +178,11 @@ def _same_command():
     """The command that resumes this run."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "the same command with --resume"
-    return shlex.join(["python", *(part for part in sys.argv if part != "--resume"), "--resume"])
+    script = [sys.argv[0]]
+    if module := getattr(sys.modules["__main__"], "__spec__", None):  # of python -m
+        script = ["-m", module.name]
+    flags = [part for part in sys.argv[1:] if part != "--resume"]
+    return shlex.join(["python", *script, *flags, "--resume"])
 
 
 def _leave(status, sentence):

@@ -20,7 +20,7 @@ from data.run.system import UserError
 LARGEST_JSON = 50_000_000  # bytes; a value takes up to 30 times as much memory
 # The metadata that this code reads from a checkpoint, if it is there.
 ABOUT = dict(stage=str, step=int, seed=int, scale=float, commit=str, seconds=dict, ancestors=dict,
-             config=dict)
+             config=dict, figures=dict)
 # What reading a file may raise if it is broken, was cut, or was made to do harm.
 BROKEN = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
           AssertionError, EOFError, OSError, MemoryError, pickle.UnpicklingError,

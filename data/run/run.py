@@ -74,8 +74,8 @@ class Run:
         self.lineage = lineage.Lineage(cfg.mix_runs, self.say)
         self.began = time.monotonic()
         self.history, self.latest, self.pending, self.sample = [], {}, {}, ""
-        self.tokens = self.skipped = self.bad_steps = self.total = 0
-        self.saved_step, self.saving_took = 0, 0.0
+        self.tokens = self.skipped = self.bad_steps = self.total = self.saved_step = 0
+        self.saving_took, self.logged_at = 0.0, self.began
         self.flags = json.loads(json.dumps(dataclasses.asdict(cfg)))
         del self.flags["resume"]
         self.resume = self.folder / "resume"
@@ -158,6 +158,8 @@ class Run:
             if state and state["flags"] != self._fixed_flags():
                 raise ValueError("it is of a run with other flags")
             return state
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
         except disk.BROKEN as error:
             raise self._unreadable(path, error) from None
 
@@ -166,16 +168,18 @@ class Run:
                          "does that part again")
 
     def _write_state(self, step):
-        """After the last step the optimizer, two thirds of the file, is not needed."""
+        """After the last step the optimizer, two thirds of the file, is not needed; at step 0 the
+        flags determine everything."""
         if rank():
             return
         loop = {name: x.state_dict() for name, x in self.loop.items()
-                if step < self.total or not isinstance(x, torch.optim.Optimizer)}
+                if 0 < step < self.total or step and not isinstance(x, torch.optim.Optimizer)}
         log = dict(history=self.history, latest=self.latest, pending=self.pending,
                    tokens=self.tokens, skipped=self.skipped, bad_steps=self.bad_steps,
                    sample=self.sample)
         state = dict(step=step, total=self.total, flags=self._fixed_flags(), loop=loop, log=log,
-                     seconds=self.seconds, ancestors=self.lineage.ancestors)
+                     seconds=self.seconds, log_age=time.monotonic() - self.logged_at,
+                     ancestors=self.lineage.ancestors)
         disk.write(self.resume / "state.pt", lambda file: torch.save(state, file))
 
     def _restore(self):
@@ -206,19 +210,26 @@ class Run:
         reads those that are there. made_from: JSON that names the models they come from.
         """
         path, head = self.resume / f"{name}.jsonl", json.dumps(made_from)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-        lines = lines[:-1] if lines[0] == head else [head]  # the last one may be cut
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+            lines = lines or [head]  # the last one may be cut
+            records = [json.loads(line) for line in lines[1:]]
+        except ValueError as error:
+            raise self._unreadable(path, error) from None
+        if lines[0] != head:
+            raise UserError(f"{path} comes from other models than those of this run: leave out "
+                            "--resume to begin a new one")
         any_of(False)  # all processes have read it
         disk.write(path, "\n".join(lines) + "\n")
         began, already = time.monotonic(), len(lines) - 1
         for n in range(already, chunks):
             torch.manual_seed(seed_for(self.cfg.seed, self.stage, name, n))
-            lines.append(json.dumps(work(n)))
-            disk.append(path, lines[-1])
+            records.append(work(n))
+            disk.append(path, json.dumps(records[-1]))
             left = time_left(time.monotonic() - began, n + 1 - already, chunks - already)
             self.say(f"{name}, part {n + 1} of {chunks}  {left}")
         torch.manual_seed(self.cfg.seed)  # what follows is drawn as if all had been read
-        return [record for line in lines[1:] for record in json.loads(line)]
+        return [record for chunk in records for record in chunk]
 
     def steps(self, total, **loop):
         """The steps of the training loop, 0 ... total - 1, or those that are left.
@@ -233,6 +244,8 @@ class Run:
         if self.state:
             try:
                 self._restore()
+            except (MemoryError, torch.cuda.OutOfMemoryError):
+                raise
             except disk.BROKEN as error:
                 raise self._unreadable(self.resume / "state.pt", error) from None
         else:
@@ -240,7 +253,9 @@ class Run:
                 if self.path(name).exists() and not rank():
                     os.replace(self.path(name), self.path(name.replace(".", ".prev.")))
             disk.keep(self.path("ckpt.pt"), "ckpt.prev.pt")
-        self.loop_began = self.saved_at = self.logged_at = time.monotonic()
+            self._write_state(0)
+        self.loop_began = self.saved_at = time.monotonic()
+        self.logged_at, self.state = self.loop_began - self.state.get("log_age", 0), {}
         system.in_loop = True
         try:
             for step in range(self.first, total):
@@ -248,6 +263,7 @@ class Run:
                 yield step
         finally:
             system.in_loop = False
+        torch.manual_seed(seed_for(self.cfg.seed, self.stage, total))  # for what is said at the end
         if system.stop_requested:  # during the last save
             raise system.Interrupted("stopped after the last step")
 
@@ -312,7 +328,7 @@ class Run:
         """The metadata of a checkpoint: stage, step, seconds of all stages, flags, lineage."""
         seconds = {**self.lineage.seconds, self.stage: round(self.seconds, 1)}
         return dict(stage=self.stage, step=step + 1, seconds=seconds, seed=self.cfg.seed,
-                    config=self.flags, **self.lineage.about())
+                    config=self.flags, figures=self.latest, **self.lineage.about())
 
     def save(self, step, tokenizer, **models):
         """Save models as <name>.pt, and what --resume needs to continue after this step.
