@@ -61,15 +61,16 @@ def learned(tmp_path_factory):
     policy, history = ppo.train(ppo.Config(data=str(out / "prompts.jsonl"), steps=80, batch=256, lr=2e-3, max_new_tokens=4, temperature=1.0, **common))
     golds = []
     for model in (sft_model, policy):
-        answers = sampling.answers(model, tokenizer, [dict(prompt=[dict(role="user", content=p)]) for p in asked * 10], 4)
-        golds.append(sum(gold(p, a) for p, a in zip(asked * 10, answers)) / len(answers))
+        every = asked * 50  # so many that the mean is known to .02
+        answers = sampling.answers(model, tokenizer, [dict(prompt=[dict(role="user", content=p)]) for p in every], 4)
+        golds.append(sum(gold(p, a) for p, a in zip(every, answers)) / len(answers))
     return ordered, json.loads((out / "ppo" / "results.json").read_text()), history, golds
 
 
 def test_rlhf_learns_what_rankings_prefer(learned):
     ordered, results, history, (before, after) = learned
     assert ordered > .85  # .98 was seen
-    assert before < -.3 and after > .9  # -.37 and .99
+    assert before < -.25 and after > .9  # -.31 and .99; demonstrations have -.38
     assert history[-1]["score"] > .8  # 1.4; the SFT model's is 0
     assert .5 < history[-1]["kl"] < 3 and results["ppo"]["end_rate"] > .98
     assert history[-1]["explained_variance"] > .5
