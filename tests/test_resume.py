@@ -21,7 +21,7 @@ RUNS = {
     "reward-2": ("reward", dict(steps=8, prompts=200, test_prompts=6, k=3, batch=4, max_new_tokens=8, round=2, bf16=True)),
     "ppo-2": ("ppo", dict(RL, steps=5, round=2, micro_batch=3)),
 }
-TIMES = ("seconds", "tok/s", "memory_gb", "rollout_seconds", "update_seconds")
+TIMES = ("seconds", "tok/s", "memory_gb")
 
 
 def command(name, out, *more, **changes):

@@ -11,7 +11,7 @@ from pathlib import Path
 PANELS = [["loss", "valid_loss"], ["accuracy"], ["score", "gold"], ["objective"], ["kl"],
           ["entropy"], ["length"], ["explained_variance"], ["policy_loss"], ["value_loss"],
           ["first_ratio"], ["approx_kl"], ["clip_fraction"], ["grad_norm"],
-          ["rollout_seconds", "update_seconds"], ["tok/s"]]
+          ["tok/s"]]
 FROM_ZERO = ("kl", "entropy", "length", "accuracy", "clip_fraction", "approx_kl")
 # Okabe and Ito's colours, which colour-blind readers tell apart; the styles survive a grey printer.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#E69F00")
