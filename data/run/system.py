@@ -19,7 +19,7 @@ import filelock
 # ---- before torch --------------------------------------------------------------------------------
 
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-    os.environ["GOMP_SPINCOUNT"] = "2000"
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[2]:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a program elsewhere keeps its own signals
 
