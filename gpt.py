@@ -13,7 +13,7 @@ dropout, as RLHF compares probabilities between forward passes; left padding, as
 no mask (see `pad`). "LOG: ..." names an entry of notebooks/LOG.md.
 """
 
-import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
+import data.run.system  # before torch: its threads spin only briefly, and Ctrl-C works meanwhile
 
 import math
 import random

@@ -29,7 +29,7 @@ early stopping (--target_kl). `python -m notebooks.experiments options` measures
 Left out: an entropy bonus, reward whitening, a value head on the policy's trunk.
 """
 
-import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
+import data.run.system  # before torch: its threads spin only briefly, and Ctrl-C works meanwhile
 
 import functools
 from dataclasses import dataclass
@@ -207,13 +207,13 @@ class Rollout:
 def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
     """Sample a response to each prompt, and ask the four models about it -> Rollout.
 
-    prompts (B, T), prompt_lengths (B,). Log-probabilities are recomputed by the forward pass that
-    `update` makes, so the first ratio is 1 up to rounding.
+    prompts (B, T), prompt_lengths (B,). Log-probabilities are of the forward pass that `update`
+    uses, not of the sampler, so the first ratio is 1 up to rounding.
     """
     idx, lengths = sampling.rollout(policy, prompts, prompt_lengths, cfg)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
     batch = Rollout(idx, lengths, mask, sampling.has_end(idx, lengths, policy.config.end))
-    for part in optim.fill(batch, cfg.micro_batch):  # what a part is given, the batch is given
+    for part in optim.fill(batch, cfg.micro_batch):  # set on a part: copied to the batch
         part.logp_old = gpt.token_logprobs(policy, part.idx, cfg.temperature, part.mask)
         part.logp_ref = gpt.token_logprobs(reference, part.idx, cfg.temperature, part.mask)
         part.values_old = value(part.idx)[:, :-1]

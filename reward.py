@@ -19,7 +19,7 @@ model of the round before learns on, from these rankings and as many earlier one
 models as one, and asking where they disagree, did not pay here: `python -m data.ensemble`.
 """
 
-import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
+import data.run.system  # before torch: its threads spin only briefly, and Ctrl-C works meanwhile
 
 import copy
 import functools

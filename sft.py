@@ -13,7 +13,7 @@ about three quarters of the facts to be right, and few perfect answers, as most 
 packing several conversations into a row, and dropout.
 """
 
-import data.run.system  # before torch: its threads spin only shortly, and Ctrl-C works meanwhile
+import data.run.system  # before torch: its threads spin only briefly, and Ctrl-C works meanwhile
 
 from dataclasses import dataclass
 
