@@ -218,14 +218,15 @@ def token_logprobs(model, idx, temperature=1.0, mask=None):
     state, action = model.hidden(idx)[:, :-1], idx[:, 1:]
     if mask is None:
         mask = action != model.config.pad
-    chosen = in_chunks(chosen_logp, LOGITS_AT_ONCE // model.config.vocab_size, state[mask],
-                       action[mask])
+    chosen = in_chunks(chosen_logp, rows_at_once(model.config, 1), state[mask], action[mask])
     logp = torch.zeros(action.shape, dtype=chosen.dtype, device=idx.device)
     logp[mask] = chosen
     return logp
 
 
-LOGITS_AT_ONCE = 25_000_000  # numbers, which take 100 MB
+def rows_at_once(config, tokens):
+    """How many rows of so many tokens to evaluate at once, so that logits take 100 MB."""
+    return max(1, 25_000_000 // (tokens * config.vocab_size))
 
 
 def in_chunks(function, size, *tensors):
@@ -233,7 +234,7 @@ def in_chunks(function, size, *tensors):
     of 50,000 words are never all in memory."""
     if len(tensors[0]) <= size:
         return function(*tensors)
-    chunks = zip(*(x.split(max(1, size)) for x in tensors))
+    chunks = zip(*(x.split(size) for x in tensors))
     return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
 
 
@@ -412,7 +413,7 @@ def evaluate(model, ids):
     """Mean loss, in nats per token, over a 1-D tensor of ids, cut into blocks."""
     T = model.config.block_size
     blocks = ids[:(len(ids) - 1) // T * T].view(-1, T)
-    parts = blocks.split(max(1, LOGITS_AT_ONCE // (T * model.config.vocab_size)))
+    parts = blocks.split(rows_at_once(model.config, T))
     return sum(-token_logprobs(model, idx).sum().item() for idx in parts) / blocks[:, 1:].numel()
 
 

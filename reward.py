@@ -37,7 +37,6 @@ from data.files.records import read_comparisons, split, to_jsonl
 from data.judge import answers as judge
 from data.judge.figures import interval
 from data.run.cli import Common, UserError, flag, main
-from data.run.disk import write
 from data.run.run import Run, seed_for
 from data.world import almanac, labeler
 
@@ -158,9 +157,8 @@ def rankings(cfg, run, sft_model, tokenizer):
         earlier = start.earlier_rankings(cfg, run, wanted)
         records = collect(cfg, run, models, tokenizer, "train", wanted)
         test = collect(cfg, run, models, tokenizer, "test", cfg.test_prompts)
-        write(run.path("comparisons.jsonl"), to_jsonl(records))
         typical = (earlier + records)[:500]
-    run.lineage.text(f"{run.stage}/comparisons.jsonl", to_jsonl(records))
+    run.keep("comparisons.jsonl", to_jsonl(records), own=not cfg.data)
     run.lineage.text(f"{run.stage}/held_out", to_jsonl(test))
     if not cfg.data:
         records = start.with_preference(cfg, run, earlier + records)

@@ -79,7 +79,7 @@ def sft_loss(model, batch, device):
 def evaluate(model, examples, device):
     """Loss per response token over all examples."""
     examples = sorted(examples, key=lambda e: len(e[0]))
-    rows = max(1, gpt.LOGITS_AT_ONCE // (len(examples[-1][0]) * model.config.vocab_size))
+    rows = gpt.rows_at_once(model.config, len(examples[-1][0]))
     parts = [examples[i:i + rows] for i in range(0, len(examples), rows)]
     total = sum(sft_loss(model, part, device).item() * response_tokens(part) for part in parts)
     return total / response_tokens(examples)

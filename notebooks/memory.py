@@ -66,7 +66,7 @@ def activations(config, tokens, predicts, bf16=False, checkpointing=False):
 
 def logits(config, tokens):
     """Bytes of the logits of so many tokens, and of what backward adds to them."""
-    return 12 * config.vocab_size * min(tokens, gpt.LOGITS_AT_ONCE // config.vocab_size)
+    return 12 * config.vocab_size * min(tokens, gpt.rows_at_once(config, 1))
 
 
 def models(config, stage, bf16=False, further=0):

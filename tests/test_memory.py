@@ -22,7 +22,7 @@ def test_what_a_graph_keeps_is_as_computed(L, H, C, V, T, B, checkpointing, bf16
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name and "wte" not in name]
     copies = 0 if checkpointing else 2 * bf16 * sum(p.numel() for p in matrices)
     # Without what backward adds: of 12 V a token, 4 V are kept, of chunks nothing; and with checkpointing, a block at a time.
-    logits = memory.logits(config, B * T) if B * T > gpt.LOGITS_AT_ONCE // config.vocab_size else 8 * V * B * T
+    logits = memory.logits(config, B * T) if B * T > gpt.rows_at_once(config, 1) else 8 * V * B * T
     added = predicts * logits + B * T * checkpointing * ((36 if bf16 else 64) * C + 4 * H)
     assert kept - copies == pytest.approx(memory.activations(config, B * T, predicts, bf16, checkpointing) - added, rel=.05)
 

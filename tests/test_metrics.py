@@ -8,7 +8,6 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-import ppo
 from data.world import almanac
 from data.judge import report
 from data.world import labeler

@@ -81,8 +81,7 @@ def batched(model, prompts, responses, tokenizer):
     """Prompts and responses (id lists) in batches: yields idx (B, T), lengths (B,), mask (B, T-1).
     """
     device = next(model.parameters()).device
-    size = gpt.LOGITS_AT_ONCE // (model.config.block_size * model.config.vocab_size)
-    size = min(128, max(1, size))
+    size = min(128, gpt.rows_at_once(model.config, model.config.block_size))
     for first in range(0, len(prompts), size):
         asked = [tokenizer.render(p["prompt"]) for p in prompts[first:first + size]]
         rows = [a + b for a, b in zip(asked, responses[first:first + size])]

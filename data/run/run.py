@@ -13,6 +13,7 @@ as one that was never stopped. A second run in the same folder keeps the first o
 log as ckpt.prev.pt and log.prev.jsonl.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -52,6 +53,18 @@ def time_left(seconds, done, total):
     """The time a task still needs, as "1:23 left", if `done` of it took so many seconds."""
     left = int(seconds / done * (total - done))
     return f"{left // 60}:{left % 60:02d} left"
+
+
+@contextlib.contextmanager
+def redoing(path):
+    """UserError if a file of the progress is broken; no memory is no fault of the file."""
+    try:
+        yield
+    except (MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except disk.BROKEN as error:
+        raise UserError(f"{path} cannot be read ({disk.reason(error)}): remove it, and --resume "
+                        "does that part again") from None
 
 
 class Run:
@@ -153,19 +166,11 @@ class Run:
 
     def _read_state(self):
         path = self.resume / "state.pt"
-        try:
+        with redoing(path):
             state = disk.load(path) if path.exists() else {}
             if state and state["flags"] != self._fixed_flags():
                 raise ValueError("it is of a run with other flags")
             return state
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except disk.BROKEN as error:
-            raise self._unreadable(path, error) from None
-
-    def _unreadable(self, path, error):
-        return UserError(f"{path} cannot be read ({disk.reason(error)}): remove it, and --resume "
-                         "does that part again")
 
     def _write_state(self, step):
         """After the last step the optimizer, two thirds of the file, is not needed; at step 0 the
@@ -210,12 +215,10 @@ class Run:
         reads those that are there. made_from: JSON that names the models they come from.
         """
         path, head = self.resume / f"{name}.jsonl", json.dumps(made_from)
-        try:
+        with redoing(path):
             lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
             lines = lines or [head]  # the last one may be cut
             records = [json.loads(line) for line in lines[1:]]
-        except ValueError as error:
-            raise self._unreadable(path, error) from None
         if lines[0] != head:
             raise UserError(f"{path} comes from other models than those of this run: leave out "
                             "--resume to begin a new one")
@@ -242,12 +245,8 @@ class Run:
             if hasattr(model, "blocks"):
                 prepare(model, self.cfg)
         if self.state:
-            try:
+            with redoing(self.resume / "state.pt"):
                 self._restore()
-            except (MemoryError, torch.cuda.OutOfMemoryError):
-                raise
-            except disk.BROKEN as error:
-                raise self._unreadable(self.resume / "state.pt", error) from None
         else:
             for name in ("log.jsonl", "results.json"):
                 if self.path(name).exists() and not rank():
