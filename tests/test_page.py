@@ -405,4 +405,4 @@ def test_a_run_is_watched_in_a_browser(tab):
     tab.locator("#stages svg").first.wait_for()
     assert {"ppo (grey: a healthy run)", "gpt (grey: a healthy run)"} <= set(tab.locator("#stages > h2").all_inner_texts())
     assert tab.locator("polyline.now").count() == tab.locator("polyline.healthy").count() > 6
-    assert "goes on" in tab.locator("#stages").inner_text()
+    assert "continues" in tab.locator("#stages").inner_text()

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ ABOUT = dict(stage=str, step=int, seed=int, scale=float, commit=str, seconds=dic
 # What reading a file may raise if it is broken, was cut, or was made to do harm.
 BROKEN = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
           AssertionError, EOFError, OSError, MemoryError, pickle.UnpicklingError,
-          zipfile.BadZipFile)
+          zipfile.BadZipFile, zlib.error)
 
 
 def reason(error):
