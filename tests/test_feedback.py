@@ -112,7 +112,7 @@ def test_files_and_folders_are_read_together_and_later_labels_count(tmp_path, ca
     (tmp_path / "c.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n' * 2)
     records = files.read_comparisons(f"{tmp_path}/feedback,{tmp_path}/c.jsonl")
     assert [r["responses"] for r in records] == [["b", "a"], ["a", "b"], ["a", "b"], ["a", "b"]]
-    assert "anna.jsonl, line 1: anna ranked the same answers again" in capsys.readouterr().out
+    assert "1 rankings that their labeler gave again later: skipped" in capsys.readouterr().out
 
 
 def test_good_bad_and_better_train_both_models(tmp_path, capsys):
@@ -126,7 +126,7 @@ def test_good_bad_and_better_train_both_models(tmp_path, capsys):
     assert [(r["responses"], r["ranks"]) for r in comparisons] == [(["Five.", "Two."], [1, 2])]  # One. is good and bad
     assert [r["response"] for r in files.read_demonstrations(book.path)] == ["One.", "Five.", "Three."]
     assert files.read_demonstrations(book.path)[2]["prompt"][1] == {"role": "assistant", "content": "Five."}
-    assert "no counterpart" in capsys.readouterr().out
+    assert "without a counterpart" in capsys.readouterr().out
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(dict(prompt="q", response=r, verdict=v)) + "\n" for r, v in (("a", "bad"), ("b", "good"), ("c", "bad"))))
     found, = files.read_comparisons(tmp_path / "v.jsonl")
     assert dict(zip(found["responses"], found["ranks"])) == dict(a=2, b=1, c=2)
@@ -157,7 +157,7 @@ def test_a_bad_line_is_named_and_the_good_ones_are_kept(line, said, tmp_path, ca
     with pytest.raises(UserError, match="line 7: "):
         files.read_comparisons(path)
     path.write_bytes(before[:-20])  # the last line is cut
-    assert len(files.read_comparisons(path)) == 199 and "line 201: cut in the middle" in capsys.readouterr().out
+    assert len(files.read_comparisons(path)) == 199 and "its last line is cut in the middle" in capsys.readouterr().out
 
 
 # ---- the real program -----------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tokenizer, tmp_path, monkey
         return lambda folder: (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), **changes}))
 
     theirs(tmp_path / "whole")
-    wrong("config.json not found", lambda folder: (folder / "config.json").unlink())
+    wrong("config.json cannot be read", lambda folder: (folder / "config.json").unlink())
     wrong("neither model.safetensors nor", lambda folder: (folder / "model.safetensors").unlink())
     wrong("no vocab.json or encoder.json", lambda folder: (folder / "vocab.json").unlink())
     wrong("cannot be read .*cut", lambda folder: (folder / "model.safetensors").write_bytes((tmp_path / "whole" / "model.safetensors").read_bytes()[:50000]))

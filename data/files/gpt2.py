@@ -15,21 +15,24 @@ as (out, in). `--init ckpt.pt` reads a checkpoint of nanoGPT, too.
 """
 
 import json
+import re
 import struct
 from pathlib import Path
 
 import torch
 from torch.hub import download_url_to_file, get_dir
 
-from data.run.disk import (BROKEN, claim_no_more_than_they_hold, load, make_folder, parse_json,
+from data.run.disk import (BROKEN, claim_no_more_than_they_hold, load, make_folder, read_json,
                            reason, regular, write)
 from data.run.system import UserError
 from data.tokenizer import SPECIALS, Tokenizer
 
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 HUB = "https://huggingface.co/openai-community/{}/resolve/main/{}"
-# Our name of each part, and GPT-2's.
+# Our name of each part, and GPT-2's; no other tensor of its files is a parameter.
 PARTS = [("blocks.", "h."), ("mlp.0.", "mlp.c_fc."), ("mlp.2.", "mlp.c_proj.")]
+PARAMETER = re.compile(r"(wte|wpe)\.weight|(ln_f|h\.\d+\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj"
+                       r"|mlp\.c_fc|mlp\.c_proj))\.(weight|bias)")
 # As Tokenizer.render and data/files/foreign.py have it: what the system says after a user's message
 # ends it, elsewhere it begins the next one. In the format of `tokenizers` a typed "<|end|>" would
 # be the token: the template writes "<| end|>" in its place.
@@ -63,9 +66,9 @@ CHAT_TEMPLATE = """\
 """.replace("PLAIN", " ".join(f"| replace('{mark}', '{mark[:2]} {mark[2:]}')" for mark in SPECIALS))
 
 
-def their_name(name):
-    for ours, theirs in PARTS:
-        name = name.replace(ours, theirs)
+def renamed(name, parts):
+    for old, new in parts:
+        name = name.replace(old, new)
     return name
 
 
@@ -112,8 +115,8 @@ def write_safetensors(path, tensors):
 
 
 # What GPT-2's configuration may say, as this code has nothing else.
-KNOWN = dict(activation_function=("gelu_new", "gelu_pytorch_tanh"), layer_norm_epsilon=(1e-5,),
-             tie_word_embeddings=(True,), scale_attn_weights=(True,),
+KNOWN = dict(model_type=("gpt2",), activation_function=("gelu_new", "gelu_pytorch_tanh"),
+             layer_norm_epsilon=(1e-5,), tie_word_embeddings=(True,), scale_attn_weights=(True,),
              scale_attn_by_inverse_layer_idx=(False,), add_cross_attention=(False,))
 
 
@@ -150,12 +153,12 @@ def read_ranks(folder):
     path = next((folder / file for file in VOCABULARIES if (folder / file).exists()), None)
     if path is None:
         raise UserError(f"{folder} holds no vocab.json or encoder.json: put GPT-2's there")
-    vocab, added = parse_json(path), {}
+    vocab, added = read_json(path), {}
     if path.name == "tokenizer.json":
         added = {token["content"]: token["id"] for token in vocab.get("added_tokens", [])}
         vocab = vocab["model"]["vocab"]
     if (folder / "added_tokens.json").exists():
-        added |= parse_json(folder / "added_tokens.json")
+        added |= read_json(folder / "added_tokens.json")
     # GPT-2 writes bytes as letters: those that can be printed as themselves, the others as the
     # letters from 256 on.
     letters = {letter: byte for byte, letter in enumerate(byte_letters())}
@@ -182,54 +185,44 @@ def byte_letters():
 
 
 def read(where):
-    """A folder of GPT-2's files, or the name of one on the hub -> dict as disk.read_model gives.
-    """
+    """A folder of GPT-2's files, or the name of one on the hub -> dict as disk.read_model gives."""
     folder = Path(where) if Path(where).is_dir() else download(str(where))
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder / 'config.json'} not found: {folder} must hold the files that "
-                        "GPT-2 is published in")
     try:
-        about, weights = parse_json(folder / "config.json"), read_weights(folder)
-        ranks, marks = read_ranks(folder)
-        return assemble(weights, about, ranks, marks, folder)
+        about = read_json(folder / "config.json", remedy="put GPT-2's published files there")
+        return assemble(read_weights(folder), about, *read_ranks(folder), folder)
     except BROKEN as error:
         raise UserError(f"{folder} cannot be read ({reason(error)}): download it again") from None
 
 
 def read_weights(folder):
     """The tensors of a folder, in one file or in shards that an index lists -> {name: tensor}."""
-    def read_pickle(path):
-        return load(path, "cpu")
-
-    for name, reader in (("model.safetensors", read_safetensors),
-                         ("pytorch_model.bin", read_pickle)):
+    for name, reader in (("model.safetensors", read_safetensors), ("pytorch_model.bin", load)):
         index = folder / f"{name}.index.json"
         if (folder / name).exists():
             return reader(folder / name)
         if index.exists():
-            shards = sorted({Path(file).name for file in parse_json(index)["weight_map"].values()})
+            shards = sorted({Path(file).name for file in read_json(index)["weight_map"].values()})
             return {name: x for file in shards for name, x in reader(folder / file).items()}
     raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download "
                     "one of them")
 
 
-def from_nanogpt(found, path):
-    """What torch.load found in a file; a checkpoint of nanoGPT -> as disk.read_model gives it.
+def from_nanogpt(fields, path):
+    """What torch.load read from a file; a checkpoint of nanoGPT -> as disk.read_model gives it.
 
     nanoGPT's linear layers are torch's, its biases optional. Its vocabulary, GPT-2's, is not in the
     file: it is looked for beside it, then on the hub.
     """
-    if "model_args" not in found:
-        return found
-    about, folder = found["model_args"], Path(path).parent
+    if "model_args" not in fields:
+        return fields
+    about, folder = fields["model_args"], Path(path).parent
     if not any((folder / file).exists() for file in VOCABULARIES):
         if about.get("vocab_size", 50257) < 50257:
             raise UserError(f"{path} is nanoGPT's, of {about['vocab_size']} characters: only those "
                             "of GPT-2's vocabulary are read")
         folder = download("gpt2", ["vocab.json"])
-    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in found["model"].items()}
-    ranks, marks = read_ranks(folder)
-    return assemble(state, about, ranks, marks, path, conv1d=False)
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in fields["model"].items()}
+    return assemble(state, about, *read_ranks(folder), path, conv1d=False)
 
 
 def assemble(state, about, ranks, marks, where, conv1d=True):
@@ -240,62 +233,35 @@ def assemble(state, about, ranks, marks, where, conv1d=True):
     GPT-2's are about -33, and the untrained model would say nothing but special tokens (Hewitt
     2021). Embeddings beyond the vocabulary, which only fill it up to a round number, are dropped.
     """
-    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    claim_no_more_than_they_hold(state)
-    if about.get("model_type", "gpt2") != "gpt2":
-        raise UserError(f"{where} holds a model of type {about['model_type']}: this code reads "
-                        "GPT-2")
-    for name, ours in KNOWN.items():
-        if about.get(name) not in (None, *ours):
-            raise UserError(f"{where}: {name} is {about[name]}, and this code has {ours[0]}: "
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    claim_no_more_than_they_hold(theirs)
+    for name, known in KNOWN.items():
+        if about.get(name, known[0]) not in (None, *known):
+            raise UserError(f"{where}: {name} is {about[name]}, and this code has {known[0]}: "
                             "choose another model")
     lacking = [name for name in ("n_layer", "n_head", "n_embd") if name not in about]
-    lacking += [f"{name}.weight" for name in ("wte", "wpe") if f"{name}.weight" not in state]
+    lacking += [f"{name}.weight" for name in ("wte", "wpe") if f"{name}.weight" not in theirs]
     if lacking:
         raise UserError(f"{where} does not say {', '.join(lacking)}: it is not a whole GPT-2")
-    n_layer, n_head, n_embd = (int(about[name]) for name in ("n_layer", "n_head", "n_embd"))
-    if n_layer > len(state):
-        raise ValueError(f"it claims {n_layer} blocks")
-    tokenizer, wte = Tokenizer(ranks), state["wte.weight"]
-    known = len(ranks) + marks
+    ours = {}
+    for name, tensor in theirs.items():
+        if PARAMETER.fullmatch(name):
+            name = renamed(name, [(new, old) for old, new in PARTS])
+            ours[name] = (tensor.t() if conv1d and is_conv1d(name) else tensor).contiguous().float()
+    for name in [name for name in ours if not name.startswith("w") and about.get("bias") is False]:
+        ours.setdefault(name.replace("weight", "bias"), torch.zeros(len(ours[name])))
+    tokenizer, wte, known = Tokenizer(ranks), ours["wte.weight"], len(ranks) + marks
     if len(wte) < known:
         raise UserError(f"{where}: the vocabulary has {known} tokens, the model {len(wte)}: they "
                         "do not belong together")
-    missing = tokenizer.vocab_size - known
-    wte = wte[:known]
-    state["wte.weight"] = torch.cat([wte, wte.mean(0, keepdim=True).expand(missing, -1)])
-    config = dict(vocab_size=tokenizer.vocab_size, block_size=len(state["wpe.weight"]),
-                  n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-    ours = {}
-    for name, shape in shapes(config).items():
-        tensor = state.get(their_name(name))
-        if tensor is None and name.endswith("bias") and about.get("bias") is False:
-            tensor = torch.zeros(shape)
-        if tensor is not None and conv1d and is_conv1d(name):
-            tensor = tensor.t()
-        if tensor is None or tensor.shape != shape:
-            found = "missing" if tensor is None else tuple(tensor.shape)
-            raise UserError(f"{where}: {their_name(name)} is {found}, its configuration wants "
-                            f"{shape}: they do not belong together")
-        ours[name] = tensor.contiguous().float()
+    mean = wte[:known].mean(0, keepdim=True)
+    ours["wte.weight"] = torch.cat([wte[:known], mean.expand(tokenizer.vocab_size - known, -1)])
+    sizes = {name: int(about[name]) for name in ("n_layer", "n_head", "n_embd")}
+    config = dict(sizes, vocab_size=tokenizer.vocab_size, block_size=len(ours["wpe.weight"]))
     kind = "GPT"
-    if "score.weight" in state:
-        kind, ours = "ScalarGPT", _unfold(ours, state["score.weight"].float(), about.get("bias"))
+    if "score.weight" in theirs:
+        kind, ours = "ScalarGPT", _unfold(ours, theirs["score.weight"].float(), about.get("bias"))
     return dict(kind=kind, config=config, tokenizer=tokenizer.to_list(), about={}, state=ours)
-
-
-def shapes(config):
-    """{our name: shape} of all parameters of a GPT of this config (a dict)."""
-    C = config["n_embd"]
-    found = {"wte.weight": (config["vocab_size"], C), "wpe.weight": (config["block_size"], C)}
-    for layer in range(config["n_layer"]):
-        for name, rows, columns in (("attn.c_attn", 3 * C, C), ("attn.c_proj", C, C),
-                                    ("mlp.0", 4 * C, C), ("mlp.2", C, 4 * C)):
-            found[f"blocks.{layer}.{name}.weight"] = (rows, columns)
-            found[f"blocks.{layer}.{name}.bias"] = (rows,)
-        for name in ("ln_1", "ln_2"):
-            found[f"blocks.{layer}.{name}.weight"] = found[f"blocks.{layer}.{name}.bias"] = (C,)
-    return {**found, "ln_f.weight": (C,), "ln_f.bias": (C,)}
 
 
 def _unfold(trunk, w, before):
@@ -313,8 +279,7 @@ def _unfold(trunk, w, before):
 
 
 def folded(ln_f, w, b):
-    """The bias of the last LayerNorm, with the head's bias b folded in along its weight w (1, C).
-    """
+    """The bias of the last LayerNorm, with the head's b folded in along its weight w (1, C)."""
     return ln_f + b * w[0] / w.square().sum()
 
 
@@ -335,7 +300,7 @@ def export(state, config, tokenizer, scalar, folder):
                  n_embd=config.n_embd, activation_function="gelu_new", layer_norm_epsilon=1e-5,
                  attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=config.end,
                  eos_token_id=config.end, pad_token_id=config.pad, tie_word_embeddings=True)
-    tensors = {f"transformer.{their_name(name)}": tensor.t() if is_conv1d(name) else tensor
+    tensors = {f"transformer.{renamed(name, PARTS)}": tensor.t() if is_conv1d(name) else tensor
                for name, tensor in state.items()}
     if scalar:
         w, b = head["head.weight"], head["head.bias"]
@@ -371,7 +336,6 @@ def write_tokenizer(folder, tokenizer, block_size, padding_side):
                  pre_tokenizer=level, post_processor=None, decoder=level, model=model)
     about = dict(tokenizer_class="PreTrainedTokenizerFast", model_max_length=block_size,
                  clean_up_tokenization_spaces=False, eos_token="<|end|>", pad_token="<|pad|>",
-                 padding_side=padding_side,
-                 chat_template=CHAT_TEMPLATE)
+                 padding_side=padding_side, chat_template=CHAT_TEMPLATE)
     write(folder / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
     write(folder / "tokenizer_config.json", json.dumps(about, indent=1))

@@ -13,16 +13,15 @@ data/files/rows.py reads them. `--data` takes a file, a folder of them, or sever
 commas.
 
 A record that cannot be used is named and skipped, but if they are more than one in a hundred, the
-file is refused. A last line that was cut in the middle is skipped. What is skipped is
-counted, and a field that is not used is named once per file.
+file is refused. What is skipped is counted, and a field that is not used is named once per file.
 """
 
 import json
 import re
 from collections import Counter
 
-from data.files import rows
-from data.files.foreign import OURS, NoFormat, gives, ranked, recognise, text_field, turns
+from data.files import foreign, rows
+from data.files.foreign import ranked, text_field
 from data.run.disk import write
 from data.run.system import UserError
 from data.world import almanac
@@ -38,27 +37,26 @@ def read_text(path):
 
     Of files with records, the text, or else the messages and the answer of each are a document.
     """
-    return [document for file in rows.files(path, (*rows.RECORDS, ".txt"))
-            for document in _documents(file)]
-
-
-def _documents(path):
-    if rows.ending(path) in rows.RECORDS:
-        return [document for _, document in _read([path], "text", _document)]
-    documents = [d.strip() for d in rows.text(path).split("\n\n") if d.strip()]
-    if not documents:
-        raise UserError(f"{path} is empty: give it text, documents separated by blank lines")
+    documents = []
+    for file in rows.files(path, (*rows.RECORDS, ".txt")):
+        if rows.suffix(file) in rows.RECORDS:
+            documents += _read([file], "text", _document)
+        elif paragraphs := [d.strip() for d in rows.text(file).split("\n\n") if d.strip()]:
+            documents += paragraphs
+        else:
+            raise UserError(f"{file} is empty: give it text, documents separated by blank lines")
     return documents
 
 
 def read_prompts(path):
     """Prompts of files with records: list of dicts whose `prompt` is a list of messages."""
-    return [record for _, record in _read(rows.files(path), "prompt", _prompt)]
+    return _read(rows.files(path), "prompt", _prompt)
 
 
 def read_questions(path):
     """Prompts, and the `responses` of those that have any: what a person can be asked to rank."""
-    return [record for _, record in _read(rows.files(path), "prompt", _question)]
+    return _read(rows.files(path), "prompt", lambda r: _prompt(r) | (
+        {"responses": _responses(r)} if "responses" in r else {}))
 
 
 def read_demonstrations(path):
@@ -66,60 +64,53 @@ def read_demonstrations(path):
 
     Rankings and answers that somebody called bad are skipped.
     """
-    found, best = [record for _, record in _read(rows.files(path), "answer", _demonstration)], {}
-    for record in found:
-        if (rating := record["rating"]) is not None:
-            prompt = json.dumps(record["prompt"])
-            best[prompt] = max(rating, best.get(prompt, rating))
-    kept = []
-    for record in found:
-        rating = record.pop("rating")
-        if rating is None or rating == best[json.dumps(record["prompt"])]:
-            kept.append(record)
-    if len(kept) < len(found):
+    demonstrations, best = _read(rows.files(path), "response", _demonstration), {}
+    for r in demonstrations:
+        if r["rating"] is not None:
+            prompt = json.dumps(r["prompt"])
+            best[prompt] = max(r["rating"], best.get(prompt, r["rating"]))
+    chosen = [r for r in demonstrations if r["rating"] in (None, best.get(json.dumps(r["prompt"])))]
+    if len(chosen) < len(demonstrations):
         print(f"{path}: answers rated lower than another one to their prompt: "
-              f"{len(found) - len(kept):,}, skipped")
-    return kept
+              f"{len(demonstrations) - len(chosen):,}, skipped")
+    for r in chosen:
+        del r["rating"]
+    return chosen
 
 
 def read_comparisons(path):
     """Prompts with `responses` (list of str) and `ranks` (list of int, 1 is best).
 
-    Of two rankings that one labeler gave to the same answers, the later counts, and the earlier is
-    named. Answers to a prompt that were rated one at a time become one comparison; those without a
-    counterpart are counted.
+    Of two rankings that one labeler gave to the same answers, the later counts. Answers to a prompt
+    that were rated one at a time become one comparison.
     """
-    records, by_prompt, beyond = {}, {}, 0
-    for place, record in _read(rows.files(path), "comparison", _comparison):
-        who, prompt = record.pop("labeler", None), json.dumps(record["prompt"])
-        if "rating" in record:
-            response, rating = record.pop("response"), record.pop("rating")
-            by_prompt.setdefault(prompt, (record, {}))[1][response] = rating
-            continue
-        beyond += record.pop("left_out", 0)
-        key = (who, prompt, *sorted(record["responses"])) if who else len(records)
-        if key in records:
-            print(f"{records[key][0]}: {who} ranked the same answers again in {place}: the later "
-                  "counts")
-        records[key] = place, record
-    found, alone = [record for _, record in records.values()], 0
-    for record, ratings in by_prompt.values():
+    records, rankings, rated, beyond = _read(rows.files(path), "ranks", _comparison), {}, {}, 0
+    for n, r in enumerate(records):
+        prompt, labeler = json.dumps(r["prompt"]), r.pop("labeler", None)
+        beyond += r.pop("left_out", 0)
+        if "ranks" in r:
+            rankings[(labeler, prompt, *sorted(r["responses"])) if labeler else n] = r
+        else:
+            rated.setdefault(prompt, (r, {}))[1][r.pop("response")] = r.pop("rating")
+    again = sum("ranks" in r for r in records) - len(rankings)
+    comparisons, alone = [*rankings.values()], 0
+    for r, ratings in rated.values():
         if len(set(ratings.values())) > 1:
-            ranking = ranked(record["prompt"], list(ratings), list(ratings.values()))
-            beyond += ranking.pop("left_out")
-            found.append({**record, "responses": ranking["responses"], "ranks": ranking["ranks"]})
+            ranking = ranked(r["prompt"], list(ratings), list(ratings.values()))
+            beyond += ranking["left_out"]
+            comparisons.append({**r, "responses": ranking["responses"], "ranks": ranking["ranks"]})
         else:
             alone += len(ratings)
-    if beyond:
-        print(f"{path}: {beyond:,} answers beyond nine to their prompt: skipped, neither the best "
-              "nor the worst")
-    if alone:
-        lonely = (f"{path}: {alone:,} rated answers have no counterpart to the same prompt, and so "
-                  "make no comparison")
-        if not found:
-            raise UserError(f"{lonely}: give reward.py several answers per prompt")
-        print(lonely)
-    return found
+    for count, what in ((again, "rankings that their labeler gave again later: skipped"),
+                        (beyond, "answers beyond nine to their prompt, neither the best nor the "
+                                 "worst: skipped"),
+                        (alone, "rated answers without a counterpart to the same prompt: skipped")):
+        if count:
+            print(f"{path}: {count:,} {what}")
+    if not comparisons:
+        raise UserError(f"{path}: no two answers to one prompt have different ratings: give "
+                        "reward.py several answers per prompt")
+    return comparisons
 
 
 # ---- held out ------------------------------------------------------------------------------------
@@ -183,116 +174,63 @@ class Skip(Exception):
     """A record that is as it should be, but not for this stage; the text says why."""
 
 
-class Broken:
-    """The lines that cannot be used: how many, and what is wrong with the first of them."""
+def _read(files, field, check):
+    """The records of files -> list of what `check` makes of each.
 
-    def __init__(self):
-        self.count, self.sentences = 0, []
-
-    def append(self, sentence):
-        self.count += 1
-        if self.count <= 100:
-            self.sentences.append(sentence)
-        if self.count > 10_000:  # whatever share of the lines they are
-            self.refuse()
-
-    def refuse(self):
-        more = f" (and {self.count - 1:,} more such lines)" if self.count > 1 else ""
-        raise UserError(f"{self.sentences[0]}{more}: mend or remove the line")
-
-
-class Noted(dict):
-    """An object of a record, with Unix line ends, that notes in `used` which fields are read.
-
-    Fields that hold null are left out, as tables fill with it what a row does not have; but to the
-    labeler null means something.
+    field: the field of ours that the stage wants, see foreign.STAGES. check(record) returns the
+    fields that are needed; it raises ValueError with what is wrong, or Skip.
     """
-
-    def __init__(self, fields, used):
-        super().__init__({name: _noted(value, used) for name, value in fields.items()
-                          if value is not None or name in almanac.ABOUT})
-        self.used, self.is_read = used, False
-
-    def __getitem__(self, name):
-        if not self.is_read:
-            self.is_read = True
-            for other, value in self.items():
-                if value not in (None, "", []):
-                    self.used.setdefault(other, False)
-        self.used[name] = True
-        return super().__getitem__(name)
-
-    def get(self, name, default=None):
-        return self[name] if name in self else default
-
-
-def _noted(value, used):
-    if isinstance(value, dict):
-        return Noted(value, used)
-    if isinstance(value, list):
-        return [_noted(part, used) for part in value]
-    return value.replace("\r\n", "\n") if isinstance(value, str) else value
-
-
-def _read(files, wanted, check):
-    """Read records: list of ("file, line n", what `check` makes of the record).
-
-    wanted: see data/files/foreign.py. check(record) returns the fields that are needed; it raises
-    ValueError with what is wrong, or Skip.
-    """
-    found, broken, lines = [], Broken(), 0
+    records, bad, lines = [], [], 0
     for path in files:
-        form, used, passed, strange = None, {}, Counter(), ""
-        for place, row, cut in rows.rows(path):
+        name, unused, skipped = "", {}, Counter()
+        for place, row in rows.rows(path):
             lines += 1
             try:
-                record = _parse(row) if isinstance(row, bytes) else row
-                json.dumps(record, ensure_ascii=False, default=str).encode()
-                kind, records = recognise(_noted(record, used), wanted)
-                if form is None and kind != OURS:
-                    print(f"{path}: read as {kind}")
-                form = form or kind
-                if kind != form:
-                    raise ValueError(f"a record of another format ({kind}) than the first ({form})")
-                for record in records:
+                record = plain(parse(row) if isinstance(row, bytes) else row)
+                form, every = foreign.recognise(record, field)
+                if not name and form is not foreign.OWN:
+                    print(f"{path}: read as {form.name}")
+                name = name or form.name
+                if form.name != name:
+                    raise ValueError(f"a record of another format ({form.name}) than the first "
+                                     f"({name})")
+                unused.update(dict.fromkeys(form.unused(record)))
+                for ours in every:
                     try:
-                        found.append((place, _for_stage(record, wanted, kind, check)))
-                    except Skip as why:
-                        passed[str(why)] += 1
+                        records.append(_for_stage(ours, field, form, check))
+                    except Skip as reason:
+                        skipped[str(reason)] += 1
             except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
                     RecursionError) as error:
-                if isinstance(error, NoFormat) and not strange:
-                    strange = f"{place}: {error}"
-                if cut:
-                    print(f"{place}: cut in the middle: skipped")
-                elif isinstance(error, UnicodeEncodeError):
-                    broken.append(f"{place}: half of a surrogate pair, which is no text")
-                elif isinstance(error, RecursionError):
-                    broken.append(f"{place}: nested too deeply")
-                else:
-                    broken.append(f"{place}: {error}" if isinstance(error, ValueError)
-                                  else f"{place}: a field is not what it should be ({error})")
-        if form is None and strange:
-            raise UserError(strange)
-        for why, count in passed.items():
-            print(f"{path}: {why}: {count:,}, skipped")
-        if unused := [str(name) for name, is_used in used.items() if not is_used]:
+                what = error if isinstance(error, ValueError) else (
+                    f"a field is not what it should be ({error})")
+                bad.append(f"{place}: {what}")
+                if len(bad) > 10_000:  # whatever share of the lines they are
+                    _refuse(bad)
+        for reason, count in skipped.items():
+            print(f"{path}: {reason}: {count:,}, skipped")
+        if unused:
             more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
-            print(f"{path}: not used: {', '.join(unused[:12])}{more}")
-    named = ",".join(map(str, files))
-    if broken.count > .01 * lines:
-        broken.refuse()
-    for sentence in broken.sentences:
+            print(f"{path}: not used: {', '.join([*unused][:12])}{more}")
+    if len(bad) > .01 * lines:
+        _refuse(bad)
+    for sentence in bad[:100]:
         print(f"{sentence}: skipped")
-    if broken.count > len(broken.sentences):
-        print(f"{named}: {broken.count:,} lines in all are skipped")
-    if not found:
-        why = "holds no record of the kind that is needed here" if lines else "is empty"
-        raise UserError(f"{named} {why}: give it at least one record")
-    return found
+    if len(bad) > 100:
+        print(f"{len(bad):,} lines in all are skipped")
+    if not records:
+        raise UserError(f"{','.join(map(str, files))} is empty, or holds no record of the kind "
+                        "that is needed here: give it at least one")
+    return records
 
 
-def _parse(line):
+def _refuse(bad):
+    more = f" (and {len(bad) - 1:,} more such lines)" if len(bad) > 1 else ""
+    raise UserError(f"{bad[0]}{more}: mend or remove the line")
+
+
+def parse(line):
+    """The JSON value in the bytes of a line."""
     if len(line) > rows.LONGEST_LINE:
         raise ValueError(f"{len(line) / 1e6:.1f} MB in one line")
     try:
@@ -303,63 +241,55 @@ def _parse(line):
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
 
 
-def _for_stage(record, wanted, kind, check):
+def plain(value):
+    """A value with Unix line ends, and without fields that hold null, with which tables are filled.
+    """
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    if isinstance(value, str):
+        value.encode()  # ValueError for half of a surrogate pair
+        return value.replace("\r\n", "\n")
+    return value
+
+
+def _for_stage(record, field, form, check):
     """What a stage needs of a record of ours; Skip if the data says that it is not for it."""
-    if wanted in ("prompt", "text") and "whole" in record:
+    if field in ("prompt", "text") and "whole" in record:
         record = {"prompt": record["whole"]}
-    if wanted != "prompt" and record.get("weight") == 0:
+    if field != "prompt" and record.get("weight") == 0:
         raise Skip("weight 0 or a false `train`")
-    if wanted in ("text", "answer") and record.get("verdict") == "bad":
+    if field in ("text", "response") and record.get("verdict") == "bad":
         raise Skip("answers called bad")
-    if kind != OURS and not gives(record, wanted):
-        raise Skip(f"no {wanted}")
+    if form is not foreign.OWN and not foreign.provides(record, field):
+        raise Skip(f"no {foreign.WANTED[field]}")
     return check(record)
 
 
 # ---- fields --------------------------------------------------------------------------------------
 
 
-def _answer_name(record):
-    """The field that holds the answer to learn."""
-    return next((name for name in ("response", "completion", "chosen") if name in record),
-                "response")
-
-
-def _messages(record):
-    prompt = record.get("prompt")
-    if not isinstance(prompt, (str, list)) or not prompt or not str(prompt).strip():
-        raise ValueError('"prompt" must be a text or a list of {"role": "user" or "assistant", '
-                         '"content": text}')
-    messages = turns(prompt)
-    if messages[-1]["role"] != "user":
-        raise ValueError('the last message of "prompt" must be the user\'s')
-    return messages
-
-
 def _prompt(record):
     """A prompt, and what the labeler must know about it, if it is the almanac's."""
-    about = almanac.ABOUT if almanac.knows(record) else ()
-    return {"prompt": _messages(record), **{name: record[name] for name in about}}
+    if record["prompt"][-1]["role"] != "user":
+        raise ValueError('the last message of "prompt" must be the user\'s')
+    return {"prompt": record["prompt"], **almanac.about(record)}
 
 
 def _document(record):
-    if "text" in record:
+    if "prompt" not in record:
         if not str(record["text"]).strip():
             raise Skip("empty text")
         return text_field(record, "text").strip()
-    said, name = [m["content"] for m in _messages(record)], _answer_name(record)
-    return "\n".join(said + ([text_field(record, name)] if name in record else [])).strip()
-
-
-def _question(record):
-    responses = _responses(record) if "responses" in record else {}
-    return {**_prompt(record), **responses}
+    contents = [m["content"] for m in _prompt(record)["prompt"]]
+    return "\n".join(contents + ([record["response"]] if "response" in record else [])).strip()
 
 
 def _demonstration(record):
     if "responses" in record and "response" not in record:
         raise Skip("rankings without a `response` to learn")
-    return {**_prompt(record), "response": text_field(record, _answer_name(record)),
+    return {**_prompt(record), "response": text_field(record, "response"),
             "rating": _rating(record)}
 
 
@@ -382,22 +312,18 @@ def _responses(record):
             or not all(isinstance(r, str) for r in responses)):
         raise ValueError('"responses" must be a list of 2 to 9 texts (or give "chosen" and '
                          '"rejected")')
-    return {"responses": responses}
+    return responses
 
 
 def _comparison(record):
-    who = {"labeler": str(record["labeler"])} if "labeler" in record else {}
-    if "chosen" in record:
-        found = {"responses": [text_field(record, "chosen"), text_field(record, "rejected")],
-                 "ranks": [1, 2], **who}
-    elif "responses" not in record and ("verdict" in record or "rating" in record):
-        found = {"response": text_field(record, _answer_name(record)), "rating": _rating(record)}
-    else:
-        responses, ranks = _responses(record)["responses"], record.get("ranks")
-        if (not isinstance(ranks, list) or len(ranks) != len(responses)
-                or not all(type(r) is int and 1 <= r < 10 ** 6 for r in ranks)):
-            raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for '
-                             'the best')
-        beyond = {"left_out": record["left_out"]} if record.get("left_out") else {}
-        found = {"responses": responses, "ranks": ranks, **who, **beyond}
-    return {**_prompt(record), **found}
+    if "responses" not in record and ("verdict" in record or "rating" in record):
+        return {**_prompt(record), "response": text_field(record, "response"),
+                "rating": _rating(record)}
+    responses, ranks = _responses(record), record.get("ranks")
+    if (not isinstance(ranks, list) or len(ranks) != len(responses)
+            or not all(type(rank) is int and 1 <= rank < 10 ** 6 for rank in ranks)):
+        raise ValueError(f'"ranks" must be a list of {len(responses)} whole numbers, 1 for the '
+                         'best')
+    more = {"labeler": str(record["labeler"])} if "labeler" in record else {}
+    return {**_prompt(record), "responses": responses, "ranks": ranks,
+            "left_out": record.get("left_out", 0), **more}

@@ -30,7 +30,8 @@ BROKEN = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, Arit
 
 def reason(error):
     """An exception in a few words."""
-    return (str(error) or type(error).__name__).splitlines()[0][:80]
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:120]
 
 
 # ---- out -----------------------------------------------------------------------------------------
@@ -168,21 +169,15 @@ def claim_no_more_than_they_hold(tensors):
             raise ValueError(f"{name} claims more numbers than it holds")
 
 
-def parse_json(path, lines=False):
-    """The value of a JSON file, or of each of its lines. Raises one of BROKEN."""
-    if regular(path).st_size > LARGEST_JSON:
-        raise ValueError(f"it is larger than {LARGEST_JSON / 1e6:.0f} MB")
-    text = Path(path).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
-
-
-def read_json(path, lines=False):
-    """The value of a JSON file of ours; UserError if it cannot be read, also if it is missing."""
+def read_json(path, lines=False, remedy="run its stage again"):
+    """The value of a JSON file, or of each of its lines; UserError if it cannot be read."""
     try:
-        return parse_json(path, lines)
+        if regular(path).st_size > LARGEST_JSON:
+            raise ValueError(f"it is larger than {LARGEST_JSON / 1e6:.0f} MB")
+        text = Path(path).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
     except BROKEN as error:
-        why = getattr(error, "strerror", None) or f"not JSON: {str(error)[:60]}"
-        raise UserError(f"{path} cannot be read ({why}): run its stage again") from None
+        raise UserError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
 
 
 def read_results(out):

@@ -147,8 +147,8 @@ class Run:
 
     def _check_flags(self):
         try:
-            began = dict(disk.parse_json(self.resume / "began.json"))
-        except disk.BROKEN:
+            began = dict(disk.read_json(self.resume / "began.json"))
+        except (UserError, *disk.BROKEN):
             why = ("that run is finished" if self.path("results.json").exists()
                    else "no run was stopped there")
             raise UserError(f"nothing to resume in {self.folder}: {why}; leave out --resume to "

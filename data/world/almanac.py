@@ -403,17 +403,19 @@ KINDS = tuple(WAYS)
 ABOUT = ("kind", "subject", "relation", "form")
 
 
-def knows(record):
-    """Whether a record (a dict) says beside its messages what the labeler must know, all of it."""
-    kind, subject, relation, form = [record.get(name, 0) for name in ABOUT]
-    if kind == "small talk" and subject is None:
-        subject = ""
-    if not all(isinstance(x, str) for x in (kind, subject, relation, form or "")):
-        return False
-    if kind in ("known", "follow-up"):
-        return subject in FACTS.get(relation, ())
-    relations = {"made-up": FACTS, "small talk": SMALL_TALK, "advice": {*KINDNESSES, "praise"}}
-    return kind in KINDS and relation in relations.get(kind, {relation})
+def about(record):
+    """What the labeler must know of a record (a dict), beside its messages -> dict; {} if it does
+    not say all of it."""
+    kind, subject, relation, form = fields = [record.get(name) for name in ABOUT]
+    subject = "-" if kind == "small talk" and subject is None else subject
+    if not all(isinstance(x, str) and x for x in (kind, subject, relation, form or "-")):
+        return {}
+    relations = {"made-up": FACTS, "small talk": SMALL_TALK, "advice": {*KINDNESSES, "praise"},
+                 "known": FACTS, "follow-up": FACTS}
+    known = kind in KINDS and relation in relations.get(kind, {relation})
+    if not known or kind in ("known", "follow-up") and subject not in FACTS[relation]:
+        return {}
+    return dict(zip(ABOUT, fields))
 
 
 def _answer_fact(rng, p, way):
