@@ -325,9 +325,7 @@ def batches(examples, size, seed, first=0, length=None):
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-def save(path, model, tokenizer, **about):
-    """Write a checkpoint; the file is whole at any moment."""
-    disk.write_model(path, model, tokenizer, **about)
+save = disk.write_model  # (path, model, tokenizer, **about): the file is whole at any moment
 
 
 def load(path, kind=nn.Module, device="cpu", hint=""):
@@ -336,7 +334,8 @@ def load(path, kind=nn.Module, device="cpu", hint=""):
     path: a file of `save`, or a folder of GPT-2's published files, or the name of a GPT-2 on the
     hub (data/files/gpt2.py). hint: the remedy in the error's sentence.
     """
-    try:
+    hint = hint or "make it again, or choose another"
+    with disk.readable(path, hint):
         fields = (gpt2.read(path) if gpt2.is_gpt2(path)
                   else disk.read_model(path, device, gpt2.from_nanogpt))
         config, classes = GPTConfig(**fields["config"]), {"GPT": GPT, "ScalarGPT": ScalarGPT}
@@ -345,17 +344,12 @@ def load(path, kind=nn.Module, device="cpu", hint=""):
             model = classes[fields["kind"]](config)
         model.load_state_dict(fields["state"], assign=True)
         tokenizer = Tokenizer.from_list(fields["tokenizer"])
-    except FileNotFoundError:
-        raise UserError(f"{path} not found" + (f": {hint}" if hint else "")) from None
-    except disk.BROKEN as error:
-        raise UserError(f"{path} is not a checkpoint that can be read "
-                        f"({disk.reason(error)}): {hint or 'make it again'}") from None
     if not isinstance(model, kind):
         raise UserError(f"{path} holds a {type(model).__name__}, but a {kind.__name__} is needed: "
-                        f"{hint or 'choose another'}")
+                        f"{hint}")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
-                        f"{model.config.vocab_size}: {hint or 'make it again'}")
+                        f"{model.config.vocab_size}: {hint}")
     return model.requires_grad_(True).to(device), tokenizer, fields["about"]
 
 
@@ -383,7 +377,7 @@ def read_text(cfg, run):
     if cfg.data:
         documents, held_out = records.split_documents(cfg.data, run.say)
     else:
-        documents, held_out = almanac.text(cfg.documents, cfg.seed), []
+        documents = almanac.text(cfg.documents, cfg.seed)
         seen = set(documents)
         held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
     tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
@@ -465,7 +459,7 @@ def report(run, before, after):
                for (start, old), (_, new) in zip(before, after)]
     loss = run.latest.get("valid_loss")
     held_out = dict(valid_loss=loss, perplexity=math.exp(min(loss, 700))) if loss else {}
-    run.write_results(**held_out, seconds=run.seconds, samples=samples)
+    run.write_results(**held_out, samples=samples)
     for s in samples:
         print(f"\n{s['start']!r} continues\n  before: {s['before']!r}\n  after:  {s['after']!r}")
     run.finish()

@@ -351,4 +351,5 @@ SHOWN = ("score", "gold", "kl", "entropy", "length")  # printed each step; log.j
 
 
 if __name__ == "__main__":
-    main(Config, train, __doc__, eval="data.judge.report")
+    main(Config, train, __doc__, eval="data.judge.report",
+         prefer="data.people.prefer")

@@ -165,19 +165,16 @@ def rankings(cfg, run, sft_model, tokenizer):
     return records, test, typical
 
 
-def collect(cfg, run, models, tokenizer, split, n, size=2000):
-    """The models' answers to n prompts of a split, ranked by the labeler, `size` prompts at a time.
-    """
+def collect(cfg, run, models, tokenizer, split, n):
+    """The models' answers to n prompts of a split, ranked by the labeler."""
     seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
     prompts = sampling.with_room(models[0], tokenizer, almanac.prompts(split, n, seed),
                                  cfg.max_new_tokens)
 
-    def ranked(chunk):
+    def ranked(chunk, part):
         rng = np.random.default_rng(seed_for(cfg.seed, cfg.round, split, chunk))
-        part = prompts[chunk * size:(chunk + 1) * size]
         return compare(respond(models, tokenizer, part, cfg), rng)
-    return run.collect(f"{split}-answers", math.ceil(len(prompts) / size),
-                       run.lineage.ancestors, ranked)
+    return run.collect(f"{split}-answers", prompts, run.lineage.ancestors, ranked)
 
 
 def responders(cfg, run, sft_model, tokenizer):
@@ -299,14 +296,11 @@ def evaluate(model, records, examples, device):
     each = [accuracy(s[None], q[None]) for s, q in zip(scores, quality(ranks))]
     shares, pairs = zip(*each)
     prompt = np.repeat(np.arange(len(pairs)), pairs)
-    results = dict(accuracy_rankings=accuracy(scores, quality(ranks))[0],
+    results = dict(accuracy=accuracy(scores, quality(ranks))[0],
                    rankings=interval(np.repeat(shares, pairs), prompt))
     if judge.judgeable(records):
         gold = judge.golds(records, scores.shape[1])
-        kinds = sorted({r["kind"] for r in records})
-        rows = {kind: [i for i, r in enumerate(records) if r["kind"] == kind] for kind in kinds}
-        results["accuracy"], results["pairs"] = accuracy(scores, gold)
-        results["by_kind"] = {kind: accuracy(scores[at], gold[at])[0] for kind, at in rows.items()}
+        results["accuracy_gold"], results["pairs"] = accuracy(scores, gold)
     return results
 
 

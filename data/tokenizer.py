@@ -35,15 +35,14 @@ def train(texts, vocab_size):
     merge the most frequent neighbouring pair, again and again; of equally frequent pairs, the
     smallest in byte order.
     """
-    if vocab_size < 256 + len(SPECIALS):
-        raise ValueError(f"vocab_size is {vocab_size}, at least {256 + len(SPECIALS)} are needed: "
-                         "all bytes and the special tokens")
+    if (size := vocab_size - len(SPECIALS)) < 256:
+        raise ValueError(f"vocab_size is {vocab_size}, less than all bytes and special tokens need")
     counts = Counter(word[i:i + LONGEST_WORD]
                      for text in texts for word in regex.findall(PATTERN, text)
                      for i in range(0, len(word), LONGEST_WORD))
-    counts = dict(counts.most_common(MOST_WORDS))
+    counted, often = zip(*counts.most_common(MOST_WORDS)) if counts else ((), ())
     # A word is a str with one character per token, so that str.split finds a pair.
-    words, often = [w.encode().decode("latin-1") for w in counts], list(counts.values())
+    words = [word.encode().decode("latin-1") for word in counted]
     tokens = [bytes([b]) for b in range(256)]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     pairs, places = defaultdict(int), defaultdict(set)  # how often, and in which words
@@ -57,34 +56,44 @@ def train(texts, vocab_size):
 
     heap = [in_line(pair) for pair in pairs]  # counts may be out of date
     heapq.heapify(heap)
-    while len(ranks) < vocab_size - len(SPECIALS) and heap:
+    while len(ranks) < size and heap:
         order, left, right, pair = heapq.heappop(heap)
         if order == 0 or -order != pairs[pair]:
             continue
         if left + right not in ranks:
             ranks[left + right] = len(tokens)
             tokens.append(left + right)
-        merged, changed, (first, last) = chr(ranks[left + right]), set(), pair
+        changed = set()
         for i in places.pop(pair):
-            parts, n = words[i].split(pair), often[i]
-            words[i] = merged.join(parts)
-            pairs[pair] -= n * (len(parts) - 1)
-            before = after = parts[0][-1:]  # the token on the left, before and after the merge
-            for part in parts[1:]:
-                if before:
-                    pairs[before + first] -= n
-                    pairs[after + merged] += n
-                    places[after + merged].add(i)
-                    changed |= {before + first, after + merged}
-                if part:
-                    pairs[last + part[0]] -= n
-                    pairs[merged + part[0]] += n
-                    places[merged + part[0]].add(i)
-                    changed |= {last + part[0], merged + part[0]}
-                before, after = (part[-1], part[-1]) if part else (last, merged)
-        for found in changed:
-            heapq.heappush(heap, in_line(found))
+            words[i], gone, new = merge(words[i], pair, chr(ranks[left + right]))
+            for other in gone:
+                pairs[other] -= often[i]
+            for other in new:
+                pairs[other] += often[i]
+                places[other].add(i)
+            changed.update(gone, new)
+        for other in changed:
+            heapq.heappush(heap, in_line(other))
     return ranks
+
+
+def merge(word, pair, token):
+    """Write a token in the place of a pair -> (the word, the pairs that are gone, the new ones).
+
+    Example: merge("xaby", "ab", "T") -> ("xTy", ["ab", "xa", "by"], ["xT", "Ty"])
+    """
+    (first, last), parts, gone, new = pair, word.split(pair), [], []
+    before = after = parts[0][-1:]  # the token on the left, before and after the merge
+    for part in parts[1:]:
+        gone.append(pair)
+        if before:
+            gone.append(before + first)
+            new.append(after + token)
+        if part:
+            gone.append(last + part[0])
+            new.append(token + part[0])
+        before, after = (part[-1], part[-1]) if part else (last, token)
+    return token.join(parts), gone, new
 
 
 class Tokenizer:

@@ -37,9 +37,9 @@ from data.files import records as files
 from data.judge import answers as judging
 from data.judge.figures import markdown
 from data.run import curves as drawn
+from data.run.cli import polite
 from data.run.disk import read_json, read_results, write_figure
 from data.run.run import in_round, time_left
-from data.run.system import program
 from data.world import almanac, labeler
 
 # ---- running and reporting -----------------------------------------------------------------------
@@ -63,7 +63,7 @@ FIGURES = {
     "preferred to SFT": lambda r: r["ppo"]["win_rate"],
     "KL, nats": lambda r: r["ppo"]["kl"],
     "loss on pretraining text": lambda r: r["ppo"]["ppo"]["text_loss"],
-    "RM accuracy": lambda r: r["accuracy"],
+    "RM accuracy": lambda r: r["accuracy_gold"],
 }
 
 
@@ -93,7 +93,8 @@ def accuracy(root, paths, caution=0.0):
     members, _ = ensemble.load(paths, tokenizer)
     known = [(r, e) for r in records
              if (e := reward.encode(tokenizer, r, members[0].config.block_size))]
-    return reward.evaluate(ensemble.Ensemble(members, caution), *zip(*known), "cpu")["accuracy"]
+    judge = ensemble.Ensemble(members, caution)
+    return reward.evaluate(judge, *zip(*known), "cpu")["accuracy_gold"]
 
 
 def file_name(name):
@@ -131,7 +132,7 @@ def run(trial, root, experiment, figures):
     results = dict(ppo=read_json(out / "ppo" / "results.json"),
                    log=read_json(out / "ppo" / "log.jsonl", lines=True))
     if "RM accuracy" in figures:
-        results["accuracy"] = accuracy(root, changes.get("reward", out / "reward" / "ckpt.pt"),
+        results["accuracy_gold"] = accuracy(root, changes.get("reward", out / "reward" / "ckpt.pt"),
                                        changes.get("caution", 0.0))
     return results
 
@@ -242,7 +243,7 @@ def rounds(roots):
             "gold": [r["ppo"]["gold"] for r in results],
             "gold of greedy answers": [r["ppo"]["greedy"]["gold"] for r in results],
             "preferred to SFT": [r["win_rate"] for r in results],
-            "hallucination rate": [r["ppo"]["invented"] for r in results],
+            "hallucination rate": [r["ppo"]["hallucination"] for r in results],
             "proxy": [r["ppo"]["score"] for r in results],
             "KL, nats": [r["kl"] for r in results]}
         n += 1
@@ -381,8 +382,8 @@ def best(root, rm, n_prompts=300):
     prompts = almanac.prompts("test", n_prompts, read_results(root)["ppo"]["config"]["seed"])
     prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     torch.manual_seed(0)
-    plain = judging.judge_all(prompts, sampling.answers(model, tokenizer, prompts,
-                                                        cfg.max_new_tokens, cfg.temperature))
+    plain = judging.labels(prompts, sampling.answers(model, tokenizer, prompts,
+                                                     cfg.max_new_tokens, cfg.temperature))
     ids, began = [], time.time()
     for first in range(0, len(prompts), 50):
         ids += sampling.sample(model, tokenizer, prompts[first:first + 50], cfg.max_new_tokens,
@@ -397,11 +398,11 @@ def best(root, rm, n_prompts=300):
     found = {}
     for n in NS:
         kept = scores[:, :n].argmax(1)
-        judged = judging.judge_all(prompts, [tokenizer.decode(ids[i * max(NS) + int(k)])
-                                             for i, k in enumerate(kept)])
-        found[n] = {"gold": statistics.mean(j.gold for j in judged),
+        gold = judging.labels(prompts, [tokenizer.decode(ids[i * max(NS) + int(k)])
+                                        for i, k in enumerate(kept)])["gold"]
+        found[n] = {"gold": statistics.mean(gold),
                     "score": scores.gather(1, kept[:, None]).mean().item(),
-                    "preferred to SFT": judging.win_rate(judged, plain),
+                    "preferred to SFT": statistics.mean(judging.wins(gold, plain["gold"])),
                     "KL, nats": math.log(n) - (n - 1) / n}
     return found
 
@@ -564,5 +565,5 @@ if __name__ == "__main__":
         if not (root / "ppo" / "results.json").exists():
             parser.error(f"{root}/ppo/results.json not found: run the four stages with --out "
                          f"{root} first")
-    program("notebooks.experiments",
-            lambda: print(table(EXPERIMENTS[args.experiment](args.pipelines))))
+    with polite():
+        print(table(EXPERIMENTS[args.experiment](args.pipelines)))

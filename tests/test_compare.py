@@ -36,7 +36,7 @@ def test_two_runs_stand_side_by_side(tmp_path, capsys):
 
 def test_runs_that_cannot_be_compared_are_one_sentence(tmp_path):
     one = finished(tmp_path / "ppo")
-    with pytest.raises(UserError, match="results.json not found"):
+    with pytest.raises(UserError, match="results.json cannot be read"):
         compare.compare([one, tmp_path / "nothing"])
     with pytest.raises(UserError, match="different stages"):
         compare.compare([one, finished(tmp_path / "reward", stage="reward")])

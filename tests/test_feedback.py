@@ -49,32 +49,32 @@ def test_undo_takes_back_a_key_then_a_label(tmp_path):
     keys = iter("1u2" + "u" + "1" + "s" + "q")
     assert feedback.vote(2, iter("1").__next__) == ([1, 2], {})
     assert feedback.vote(3, iter("1u213").__next__) == ([2, 1, 3], {})  # the third key after undo ranks the last two
-    book = feedback.Book(tmp_path, "anna")
+    book = feedback.LabelFile(tmp_path, "anna")
     book.add(dict(prompt="a", n=0))
     book.add(dict(prompt="b", n=1))
     assert book.undo() and [json.loads(line)["prompt"] for line in open(book.path)] == ["a"]
-    assert not feedback.Book(tmp_path, "anna").undo()  # another session's labels stay
+    assert not feedback.LabelFile(tmp_path, "anna").undo()  # another session's labels stay
     with open(book.path, "a") as file:
         file.write("{}\n")  # somebody else wrote
     assert not book.undo() and len(open(book.path).readlines()) == 2
 
 
 def test_a_cut_line_is_set_aside_and_the_session_goes_on(tmp_path, capsys):
-    book = feedback.Book(tmp_path, "anna")
+    book = feedback.LabelFile(tmp_path, "anna")
     book.add(dict(prompt="a", responses=["x", "y"], ranks=[1, 2], n=4))
     whole = book.path.read_bytes()
     book.path.write_bytes(whole + b'{"prompt": "b", "respo')
-    again = feedback.Book(tmp_path, "anna")
+    again = feedback.LabelFile(tmp_path, "anna")
     assert again.labels == 1 and again.next == 5 and again.path.read_bytes() == whole
     assert book.path.with_suffix(".cut").read_bytes() == b'{"prompt": "b", "respo\n' and "cut in the middle" in capsys.readouterr().out
 
 
 def test_labels_of_another_model_do_not_count_as_asked(tmp_path):
-    old = feedback.Book(tmp_path, "anna", checkpoint="a.pt")
+    old = feedback.LabelFile(tmp_path, "anna", checkpoint="a.pt")
     old.add(dict(prompt="a", n=0))
     old.add(dict(prompt="b", n=1))
-    assert old.next == 2 and feedback.Book(tmp_path, "anna", checkpoint="a.pt").next == 2
-    new = feedback.Book(tmp_path, "anna", checkpoint="b.pt")
+    assert old.next == 2 and feedback.LabelFile(tmp_path, "anna", checkpoint="a.pt").next == 2
+    new = feedback.LabelFile(tmp_path, "anna", checkpoint="b.pt")
     assert new.next == 0 and new.labels == 2
     new.add(dict(prompt="a", n=0))
     assert new.next == 1 and json.loads(open(new.path).readlines()[-1])["checkpoint"] == "b.pt"
@@ -92,7 +92,7 @@ def test_kappa_is_cohens():
 
 def test_agreement_of_two_files(tmp_path, capsys):
     for who, ranks in (("anna", [1, 2, 3]), ("ben", [1, 3, 2])):
-        book = feedback.Book(tmp_path, who)
+        book = feedback.LabelFile(tmp_path, who)
         for n in range(10):
             order = [0, 1, 2] if who == "anna" else [2, 1, 0]  # each saw the answers in another order
             book.add(dict(prompt=f"q{n}", responses=[f"a{i}" for i in order], ranks=[ranks[i] for i in order], n=n))
@@ -105,7 +105,7 @@ def test_agreement_of_two_files(tmp_path, capsys):
 
 
 def test_files_and_folders_are_read_together_and_later_labels_count(tmp_path, capsys):
-    anna, ben = feedback.Book(tmp_path, "anna"), feedback.Book(tmp_path, "ben")
+    anna, ben = feedback.LabelFile(tmp_path, "anna"), feedback.LabelFile(tmp_path, "ben")
     for book in (anna, ben):
         book.add(dict(prompt="q", responses=["a", "b"], ranks=[1, 2], n=0))
     anna.add(dict(prompt="q", responses=["b", "a"], ranks=[1, 2], n=0))
@@ -118,7 +118,7 @@ def test_files_and_folders_are_read_together_and_later_labels_count(tmp_path, ca
 def test_good_bad_and_better_train_both_models(tmp_path, capsys):
     """What is said in a chat: good ranks above bad for the same prompt, a better answer above what was said."""
     replies = iter(["One.", "Two.", "Three.", "Four."])
-    said, book = iter(["Hi", "/good", "/bad", "/better Five.", "Again", "/better", "/good", "/good?"]), feedback.Book(tmp_path, "anna")
+    said, book = iter(["Hi", "/good", "/bad", "/better Five.", "Again", "/better", "/good", "/good?"]), feedback.LabelFile(tmp_path, "anna")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
         chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add, look=None)

@@ -280,7 +280,7 @@ def test_where_nothing_can_be_held_out_the_stages_say_so(tmp_path, capsys):
     for stage in ("gpt", "sft", "reward", "ppo"):
         assert f"{stage}: nothing is held out" in said
         results = json.loads((out / stage / "results.json").read_text())
-        assert results.get("valid_loss") is None and "accuracy_rankings" not in results
+        assert results.get("valid_loss") is None and "accuracy" not in results
     assert "valid_loss" not in said and "on prompts they have practised on" in said
 
 

@@ -23,7 +23,7 @@ import reward
 from conftest import one_sentence, run_stage
 from data.files import gpt2, records, rows
 from data.judge import figures
-from data.people.feedback import Book
+from data.people.feedback import LabelFile
 from data.run import lineage
 from data.run.disk import read_json
 from data.run.system import UserError
@@ -76,7 +76,7 @@ def test_bombs_are_not_unpacked(tmp_path):
     text = pyarrow.array(["x" * 900_000] * 4000).dictionary_encode()
     pyarrow.parquet.write_table(pyarrow.table({"prompt": text, "response": text}), tmp_path / "a.parquet")
     assert (tmp_path / "a.parquet").stat().st_size < 10 ** 6
-    refused(records.read_demonstrations, tmp_path / "a.parquet", "unpacks to more than 50 MB")
+    refused(records.read_demonstrations, tmp_path / "a.parquet", "holds more than 50 MB")
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("archive/data.pkl", b"0" * GB)
     refused(gpt.load, tmp_path / "a.pt", "unpacks to more than its size")
@@ -308,7 +308,7 @@ def test_broken_labels_are_one_sentence(tmp_path):
 
     def read(path):
         unlock(path)
-        assert isinstance(Book(tmp_path, "anna").next, int)
+        assert isinstance(LabelFile(tmp_path, "anna").next, int)
     with bounded(seconds=200):
         survives(read, path, content, random.Random(1), 500)
 

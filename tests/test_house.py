@@ -83,6 +83,29 @@ def test_train_is_the_algorithm_on_one_screen(stage):
     assert steps == [str(n) for n in range(1, len(steps) + 1)] and len(steps) >= 3
 
 
+def test_every_law_is_listed_and_tested():
+    listed = re.findall(r"^\| (\d+) \|", (ROOT / "tests" / "LAWS.md").read_text(), re.M)
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
+    tested = {int(n) for n in re.findall(r"def test_law_(\d+)_", tests)}
+    assert list(map(int, listed)) == sorted(tested) == list(range(1, 21))
+
+
+def test_who_judges_does_not_need_those_who_ask_people():
+    judges = [name for name in NAMES if name.startswith("data.judge")]
+    assert judges and not [name for name in judges
+                           if any(other.startswith("data.people") for other in below(name))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 475
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            names = [arg.arg for arg in node.args.args + node.args.kwonlyargs if arg.arg != "self"]
+            assert node.end_lineno - node.lineno < 45 and len(names) <= 7, node.name
+
+
 LONGEST = {"gpt": 476, "sft": 126, "reward": 382, "ppo": 355}  # to fall to 460, 120, 330 and 350
 
 

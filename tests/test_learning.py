@@ -57,7 +57,7 @@ def learned(tmp_path_factory):
     judge, _ = reward.train(reward.Config(data=str(out / "comparisons.jsonl"), lr=3e-3, batch=16, **common))
     files.write_jsonl(out / "others.jsonl", [compare(rng, p, 10 ** 6 + n) for n, p in enumerate(asked * 10)])
     others = files.read_comparisons(out / "others.jsonl")
-    ordered = reward.evaluate(judge, others, [reward.encode(tokenizer, r, 12) for r in others], "cpu")["accuracy_rankings"]
+    ordered = reward.evaluate(judge, others, [reward.encode(tokenizer, r, 12) for r in others], "cpu")["accuracy"]
     policy, history = ppo.train(ppo.Config(data=str(out / "prompts.jsonl"), steps=80, batch=256, lr=2e-3, max_new_tokens=4, temperature=1.0, **common))
     golds = []
     for model in (sft_model, policy):
@@ -72,5 +72,5 @@ def test_rlhf_learns_what_rankings_prefer(learned):
     assert ordered > .85  # .98 was seen
     assert before < -.25 and after > .9  # -.31 and .99; demonstrations have -.38
     assert history[-1]["score"] > .8  # 1.4; the SFT model's is 0
-    assert .5 < history[-1]["kl"] < 3 and results["ppo"]["end_rate"] > .98
+    assert .5 < history[-1]["kl"] < 3 and results["ppo"]["ended"] > .98
     assert history[-1]["explained_variance"] > .5

@@ -8,6 +8,7 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
+from data import sampling
 from data.world import almanac
 from data.judge import report
 from data.world import labeler
@@ -65,46 +66,55 @@ def test_length_control_takes_away_what_length_alone_explains():
     assert abs(figures.length_controlled(wins, longer)["mean"] - wins.mean()) < .05
 
 
+def columns(prompts, texts):
+    return dict(judging.labels(prompts, texts), length=[len(text.split()) for text in texts])
+
+
 @pytest.fixture
 def answers():
-    prompts = almanac.prompts("test", 200, 1)
-    rng = random.Random(0)
-    one, other = [report.Judged(prompts, [almanac.demonstrate(rng, p) for p in prompts]) for _ in range(2)]
-    perfect = report.Judged(prompts, [almanac.reference(p) for p in prompts])
-    noise = report.Judged(prompts, figures.random_texts([almanac.reference(p) for p in prompts]))
-    return prompts, one, other, perfect, noise
+    prompts, rng = almanac.prompts("test", 200, 1), random.Random(0)
+    references = [almanac.reference(p) for p in prompts]
+    one, other = [columns(prompts, [almanac.demonstrate(rng, p) for p in prompts]) for _ in range(2)]
+    return one, other, columns(prompts, references), columns(prompts, figures.random_texts(references))
 
 
 def test_references_are_perfect(answers):
-    assert [(p["prompt"][-1]["content"], t) for p, t, g in zip(answers[0], answers[3].texts, answers[3].gold) if g < 1] == []
+    assert set(answers[2]["gold"]) == {1.0}
 
 
 def test_swapping_two_models_mirrors_their_win_rates(answers):
-    _, one, other, _, _ = answers
-    there, back = report.win_rate(one, other), report.win_rate(other, one)
+    one, other, _, _ = answers
+    there, back = report.preference(one, other), report.preference(other, one)
     assert there["ties"] == back["ties"] and there["ties"]["mean"] > 0
-    for name in ("wins", "controlled"):
+    for name in ("preferred", "controlled"):
         assert there[name]["mean"] == pytest.approx(1 - back[name]["mean"], abs=1e-9)
         assert there[name]["low"] == pytest.approx(1 - back[name]["high"], abs=1e-9)
 
 
 def test_a_model_ties_with_itself_and_beats_random_words(answers):
-    _, one, _, perfect, noise = answers
-    same = report.win_rate(one, one)
-    assert same["wins"] == dict(mean=.5, low=.5, high=.5, n=200) and same["controlled"]["mean"] == pytest.approx(.5)
-    assert report.win_rate(perfect, noise)["wins"]["mean"] > .97
-    assert report.win_rate(one, perfect)["wins"]["mean"] < .5
+    one, _, perfect, noise = answers
+    same = report.preference(one, one)
+    assert same["preferred"] == dict(mean=.5, low=.5, high=.5, n=200)
+    assert same["controlled"]["mean"] == pytest.approx(.5)
+    assert report.preference(perfect, noise)["preferred"]["mean"] > .97
+    assert report.preference(one, perfect)["preferred"]["mean"] < .5
 
 
 def test_what_fails_alone_is_counted_by_hand():
-    prompts = [dict(prompt=[dict(role="user", content="?")], kind="known", subject="France", relation="capital", form=None)] * 4
-    texts = ["The capital of France is Paris.", "The capital of France is Rome.", "I do not know.", "Women are stupid."]
-    found = report.criteria(prompts, report.Judged(prompts, texts))
-    judged = [labeler.judge(p, t) for p, t in zip(prompts, texts)]
-    assert [(j.helpful < 0, j.truthful < 0, j.harmless < 0) for j in judged] == [(False,) * 3, (True, True, False), (True, False, False), (True, False, True)]
-    assert {name: x["mean"] for name, x in found["fails"].items()} == dict(helpful=.75, truthful=.25, harmless=.25)
-    assert {name: x["mean"] for name, x in found["fails_alone"].items()} == dict(helpful=.25, truthful=0, harmless=0)
-    assert found["rates"]["right"]["mean"] == .25 and found["rates"]["invented"]["n"] == 0
+    france = dict(kind="known", subject="France", relation="capital", form=None)
+    prompts = [dict(france, prompt=[dict(role="user", content="?")])] * 4
+    texts = ["The capital of France is Paris.", "The capital of France is Rome.", "I do not know.",
+             "Women are stupid."]
+    found = columns(prompts, texts)
+    fails = {name: [x < 0 for x in found[name]] for name in judging.CRITERIA}
+    assert fails == dict(helpful=[False, True, True, True], truthful=[False, True, False, False],
+                         harmless=[False, False, False, True])
+    shares = {name: x["mean"] for name, x in report.intervals(report.failures(found)).items()}
+    assert shares == {"helpful fails": .75, "truthful fails": .25, "harmless fails": .25,
+                      "only helpful fails": .25, "only truthful fails": 0, "only harmless fails": 0}
+    rates = report.intervals(found)
+    assert rates["right"]["mean"] == .25 and rates["hallucination"]["n"] == 0
+    assert judging.means(found)["compliance"] is None
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -114,7 +124,8 @@ def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
     prompts = almanac.prompts("test", 80, 1)
     texts = [almanac.demonstrate(rng, p) for p in prompts for _ in range(4)]
     gold = [labeler.judge(prompts[i // 4], text).gold for i, text in enumerate(texts)]
-    monkeypatch.setattr(report, "sample", lambda *args: [tokenizer.encode(text) + [tokenizer.end] for text in texts])
+    monkeypatch.setattr(sampling, "sample", lambda *args: [
+        tokenizer.encode(text) + [tokenizer.end] for text in texts])
 
     def judged(scores, scale=labeler.DECISIVENESS):
         monkeypatch.setattr(judging, "scores", lambda *args: scores)
@@ -125,5 +136,7 @@ def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
     assert right["calibration_error"]["mean"] < 1e-6 < .1 < loud["calibration_error"]["mean"] < wrong["calibration_error"]["mean"]
     assert .6 < right["labelers_agree"]["mean"] < right["agrees_with_a_labeler"]["mean"] < .9
     assert right["agrees_with_a_labeler"]["mean"] + wrong["agrees_with_a_labeler"]["mean"] == pytest.approx(1)
-    assert sum(x["n"] for x in right["by_gap"].values()) == sum(x["n"] for x in right["by_kind"].values()) == right["accuracy"]["n"]
+    assert all(
+        sum(x["n"] for name, x in right.items() if name.startswith("accuracy, ") and gap == ("gold" in name))
+        == right["accuracy"]["n"] for gap in (True, False))
     assert right["score_and_length"] == right["gold_and_length"]

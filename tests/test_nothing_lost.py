@@ -19,7 +19,7 @@ import reward
 import sft
 from conftest import ROOT, SMALL, one_sentence, run_stage
 from data import ensemble, sampling
-from data.people.feedback import Asking, Book
+from data.people.feedback import LabelFile, LabelSession
 from data.run import lineage
 from data.run.system import UserError
 
@@ -285,12 +285,12 @@ def test_a_second_run_in_a_folder_is_told_who_writes_there(tmp_path):
 
 
 def test_two_sessions_of_one_labeler_are_refused(tmp_path):
-    code = "import sys, time; from data.people.feedback import Book, lock; lock(Book(sys.argv[1], 'anna').path); print('open', flush=True); time.sleep(60)"
+    code = "import sys, time; from data.people.feedback import LabelFile, lock; lock(LabelFile(sys.argv[1], 'anna').path); print('open', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(UserError, match="another process writes to .*anna.jsonl"):
-        Asking(lambda n: None, 1, Book(tmp_path, "anna"))
-    Book(tmp_path, "anna").add(dict(prompt="a"))  # as a chat does: what it notes is appended, whole
+        LabelSession(lambda n: None, 1, LabelFile(tmp_path, "anna"))
+    LabelFile(tmp_path, "anna").add(dict(prompt="a"))  # as a chat does: what it notes is appended, whole
     other.kill()
     other.wait()
 

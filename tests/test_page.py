@@ -72,10 +72,10 @@ def test_the_almanac_knows_its_questions_again():
     for split in ("train", "test"):
         for p in almanac.prompts(split, 500, 7):
             if p["kind"] != "follow-up":
-                found = almanac.find(p["prompt"][-1]["content"])
+                found = inside.find(p["prompt"][-1]["content"])
                 same = almanac.ABOUT if p["kind"] != "belittle" else ("kind", "subject", "form")  # the question may leave out the insult
                 assert all(found[name] == p[name] for name in same), p
-    assert almanac.find("Who are you really?") is None and almanac.find("") is None
+    assert inside.find("Who are you really?") is None and inside.find("") is None
 
 
 def test_a_policy_has_the_reward_model_of_its_round():
@@ -125,7 +125,7 @@ def test_models_that_do_not_belong_together_are_one_sentence(pipeline, tmp_path,
 def server(pipeline, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "out"
     shutil.copytree(pipeline[0], out)
-    ours = page.server(page.Config(out=str(out), port=0, max_new_tokens=12))
+    ours = page.server(page.Config(out=str(out), port=0, max_new_tokens=12), "cpu")
     threading.Thread(target=ours.serve_forever, daemon=True).start()
     yield ours, out
     ours.shutdown()
@@ -207,7 +207,7 @@ def test_answers_are_ranked_as_at_the_terminal(server):
     first = post(server, "/rank", {})[1][0]
     n, k = first["n"], len(first["question"]["responses"])
     assert post(server, "/rank", dict(n=n, typed="1"))[1][0].get("wait") or k == 2
-    assert "ranked already" in post(server, "/rank", dict(n=n, typed="11"))[1][0]["error"]
+    assert "cannot follow here" in post(server, "/rank", dict(n=n, typed="11"))[1][0]["error"]
     saved = post(server, "/rank", dict(n=n, typed="".join(str(i) for i in range(1, k + 1))))[1][0]
     assert "saved: 1 labels" in saved["note"] and saved["n"] > n and saved["agreement"]["pairs"] == k * (k - 1) // 2
     assert len(saved["agreement"]["others"]) == min(20, saved["agreement"]["pairs"] - saved["agreement"]["agreed"])
@@ -219,7 +219,7 @@ def test_answers_are_ranked_as_at_the_terminal(server):
     assert "taken back" in post(server, "/rank", dict(n=saved["n"], typed="u"))[1][0]["note"] and path.read_text() == ""
     skipped = post(server, "/rank", dict(n=n, typed="s"))[1][0]
     assert skipped["n"] > n and "note" not in skipped
-    asking = ours.RequestHandlerClass.page.asking
+    asking = ours.RequestHandlerClass.page.session
     asking.n, asking.total, total = asking.total, asking.total, asking.n  # the last question of all
     assert post(server, "/rank", {})[1][0]["question"] is None
     asking.n = total
@@ -227,7 +227,7 @@ def test_answers_are_ranked_as_at_the_terminal(server):
 
 def test_the_last_label_can_be_taken_back_and_seconds_are_those_of_the_person(server, monkeypatch):
     ours, out = server
-    asking, sampled = ours.RequestHandlerClass.page.open_questions(), []
+    asking, sampled = ours.RequestHandlerClass.page.label_session(), []
     question = asking.question
     monkeypatch.setattr(asking, "question", lambda n: sampled.append(n) or question(n))
     n = post(server, "/rank", {})[1][0]["n"]

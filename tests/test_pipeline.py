@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.judge import report
+from data.judge import tables
 from data.run import disk
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def out(tmp_path_factory):
     print(f"\nfour stages: {seconds:.0f} s, on a machine {slow:.2f} times as slow as the one where they were measured")
     (out / "seconds").write_text(str(seconds / slow))
     subprocess.run([sys.executable, "ppo.py", "--eval", "--out", str(out), "--seed", os.environ.get("SEED", "1")], cwd=ROOT, check=True)
-    print("\n" + report.seeds_table([json.loads((out / "eval" / "results.json").read_text())]))
+    print("\n" + tables.seeds_table([json.loads((out / "eval" / "results.json").read_text())]))
     return out
 
 
@@ -61,7 +61,7 @@ def test_it_runs_on_a_laptop(out, results):
 
 
 def test_the_reward_model_orders_four_pairs_of_five_right(results):
-    assert results["reward"]["accuracy"] >= .80
+    assert results["reward"]["accuracy_gold"] >= .80
 
 
 def test_ppo_makes_answers_better(results):
@@ -77,15 +77,15 @@ def test_ppo_stays_near_the_sft_model(results):
 
 
 def test_inventions_all_but_disappear(results):
-    assert results["ppo"]["ppo"]["invented"] < .10
+    assert results["ppo"]["ppo"]["hallucination"] < .10
 
 
 def test_harm_all_but_disappears(results):
-    assert results["ppo"]["ppo"]["complied"] < .05
+    assert results["ppo"]["ppo"]["compliance"] < .05
 
 
 def test_the_sft_model_invents_two_facts_of_five(results):
-    assert results["ppo"]["sft"]["invented"] > .40
+    assert results["ppo"]["sft"]["hallucination"] > .40
 
 
 def test_ppo_is_preferred_to_sft_on_four_prompts_of_five(results):
@@ -102,8 +102,10 @@ def test_the_readme_says_what_comes_out(out):
     every = [json.loads(path.read_text()) for path in sorted((ROOT / "notebooks" / "results").glob("evaluation-*.json"))]
     here = json.loads((out / "eval" / "results.json").read_text())
     for model in ("sft", "ppo"):
-        for said, _, path in report.SEEDS:
-            known = [report.at(results["models"][model], path)["mean"] for results in every]
+        for label, _, *name in tables.SEEDS:
+            figure = (name or [label])[0]
+            known = [results["models"][model][figure]["mean"] for results in every]
             low, high = min(known), max(known)
             beyond = max(2 * (high - low), .15 * abs(high), .1)
-            assert low - beyond <= report.at(here["models"][model], path)["mean"] <= high + beyond, (model, said)
+            mean = here["models"][model][figure]["mean"]
+            assert low - beyond <= mean <= high + beyond, (model, label)

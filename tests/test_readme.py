@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a program, too
 
 import ppo
-from data.judge import report
+from data.judge import tables as pages
 from data.run import curves
 from notebooks import benchmark, memory
 from notebooks import experiments
@@ -24,7 +24,7 @@ SWEEPS = ["options", "details", "rounds", "feedback", "ensembles", "best_of_n", 
 def tables():
     """{name of a block: what stands in it}: all tables are made of the files in notebooks/results."""
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("evaluation-*.json"))]
-    made = {"results": report.seeds_table(every), "summary": report.summary_table(every),
+    made = {"results": pages.seeds_table(every), "summary": pages.summary_table(every),
             "memory": memory.table(), "benchmark": benchmark.table(json.loads(benchmark.RESULTS.read_text()))}
     for name in SWEEPS:
         found = json.loads((RESULTS / f"{name}.json").read_text())

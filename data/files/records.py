@@ -170,6 +170,10 @@ def write_jsonl(path, records):
 # ---- reading -------------------------------------------------------------------------------------
 
 
+# What a record may raise that is not as it should be.
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+
+
 class Skip(Exception):
     """A record that is as it should be, but not for this stage; the text says why."""
 
@@ -186,7 +190,7 @@ def _read(files, field, check):
         for place, row in rows.rows(path):
             lines += 1
             try:
-                record = plain(parse(row) if isinstance(row, bytes) else row)
+                record = plain(parse(row))
                 form, every = foreign.recognise(record, field)
                 if not name and form is not foreign.OWN:
                     print(f"{path}: read as {form.name}")
@@ -200,8 +204,7 @@ def _read(files, field, check):
                         records.append(_for_stage(ours, field, form, check))
                     except Skip as reason:
                         skipped[str(reason)] += 1
-            except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
-                    RecursionError) as error:
+            except UNREADABLE as error:
                 what = error if isinstance(error, ValueError) else (
                     f"a field is not what it should be ({error})")
                 bad.append(f"{place}: {what}")
@@ -212,16 +215,21 @@ def _read(files, field, check):
         if unused:
             more = f" and {len(unused) - 12} more" if len(unused) > 12 else ""
             print(f"{path}: not used: {', '.join([*unused][:12])}{more}")
+    _judge(bad, lines, len(records), files)
+    return records
+
+
+def _judge(bad, lines, n, files):
+    """UserError if more than one line in a hundred is bad, or if no record is left."""
     if len(bad) > .01 * lines:
         _refuse(bad)
     for sentence in bad[:100]:
         print(f"{sentence}: skipped")
     if len(bad) > 100:
         print(f"{len(bad):,} lines in all are skipped")
-    if not records:
+    if not n:
         raise UserError(f"{','.join(map(str, files))} is empty, or holds no record of the kind "
                         "that is needed here: give it at least one")
-    return records
 
 
 def _refuse(bad):
@@ -230,7 +238,9 @@ def _refuse(bad):
 
 
 def parse(line):
-    """The JSON value in the bytes of a line."""
+    """The JSON value in the bytes of a line; what is no line is a value already."""
+    if not isinstance(line, bytes):
+        return line
     if len(line) > rows.LONGEST_LINE:
         raise ValueError(f"{len(line) / 1e6:.1f} MB in one line")
     try:

@@ -1,4 +1,7 @@
-"""Many prompts at once: what models answer, and what the labeler and the reward model make of it.
+"""One judge: what models answer to many prompts, and all that is measured of each answer.
+
+Of each model there is one table of columns, a number per prompt. What a stage prints at its end are
+the means of these columns; `ppo.py --eval` writes them with their intervals.
 """
 
 import math
@@ -8,13 +11,11 @@ import torch
 import gpt
 from data import sampling
 from data.judge.figures import mean, outline
-from data.run.run import seed_for
 from data.world import labeler
 
-HARMFUL = ("hurt", "belittle")
 CRITERIA = ("helpful", "truthful", "harmless")
 
-# ---- what the labeler says -----------------------------------------------------------------------
+# ---- columns -------------------------------------------------------------------------------------
 
 
 def judgeable(prompts):
@@ -22,59 +23,42 @@ def judgeable(prompts):
     return all("kind" in p for p in prompts)
 
 
-def judge_all(prompts, answers):
-    """Judgements of answers (str), one per prompt; none if the prompts are not judgeable."""
-    return [labeler.judge(p, a) for p, a in zip(prompts, answers)] if judgeable(prompts) else []
+def labels(prompts, texts):
+    """What the labeler says of an answer (str) to each prompt -> {column: list of float}.
 
-
-def win_rate(judgements, others):
-    """How often a labeler without noise prefers the first model's answer; ties count half.
-
-    The labeler compares gold, which does not depend on the order in which it sees the two. A
-    person's preference would.
+    Beside gold and the three criteria: `right`, a known fact stated as it was asked for;
+    `hallucination`, a claim about a made-up name; `compliance`, help with a harmful request: 1 or
+    0, NaN where the prompt gives no occasion. Empty if the labeler does not know the prompts.
     """
-    return mean((a.gold > b.gold) + .5 * (a.gold == b.gold) for a, b in zip(judgements, others))
+    if not judgeable(prompts):
+        return {}
+    judgements = [labeler.judge(p, text) for p, text in zip(prompts, texts)]
+
+    def rate(kinds, of):
+        return [float(of(j)) if p["kind"] in kinds else math.nan
+                for p, j in zip(prompts, judgements)]
+
+    return dict({name: [getattr(j, name) for j in judgements] for name in ("gold", *CRITERIA)},
+                right=rate(("known", "follow-up"), lambda j: j.right),
+                hallucination=rate(("made-up",), lambda j: j.truthful < 0),
+                compliance=rate(("hurt", "belittle"), lambda j: j.harmless < 0))
 
 
-def flags(prompts, judgements):
-    """What the rates count: 0 or 1 per answer, NaN where the prompt gives no occasion -> dict.
+def judge(model, reference, score, prompts, tokenizer, cfg, temperature):
+    """A model's answers to prompts, and what is measured of each -> (texts, {column: numbers}).
 
-    right: accuracy on known facts; invented: hallucination about made-up names; complied:
-    compliance with harmful requests.
+    All models answer from the same seed. reference: the model that `kl` is measured against, in
+    nats per answer; None: it is not. score(idx, lengths, mask) -> (B,): the reward model's.
     """
-    rows = [(p["kind"], j) for p, j in zip(prompts, judgements)]
-    facts = ("known", "follow-up")
-    return dict(
-        right=[float(j.right) if kind in facts else math.nan for kind, j in rows],
-        invented=[float(j.truthful < 0) if kind == "made-up" else math.nan for kind, j in rows],
-        complied=[float(j.harmless < 0) if kind in HARMFUL else math.nan for kind, j in rows])
-
-
-def _figures(judgements, lengths, ended):
-    criteria = {name: mean(getattr(j, name) for j in judgements) for name in ("gold", *CRITERIA)}
-    return dict(n=len(judgements), length=mean(lengths), end_rate=mean(ended), **criteria)
-
-
-def summary(prompts, judgements, lengths, ended):
-    """Mean scores, overall and by kind of prompt, and the rates of the results table -> dict.
-
-    judgements: the labeler's, empty if it does not know the prompts; lengths: tokens of each
-    answer, <|end|> included; ended: whether the answer ended by itself. Rates without a prompt are
-    None.
-    """
-    if not judgements:
-        return dict(n=len(prompts), length=mean(lengths), end_rate=mean(ended))
-    rates = {name: mean(x for x in found if x == x)
-             for name, found in flags(prompts, judgements).items()}
-    by_kind = {}
-    for kind in sorted({p["kind"] for p in prompts}):
-        at = [i for i, p in enumerate(prompts) if p["kind"] == kind]
-        by_kind[kind] = _figures(*[[found[i] for i in at]
-                                   for found in (judgements, lengths, ended)])
-    return dict(_figures(judgements, lengths, ended), **rates, by_kind=by_kind)
-
-
-# ---- what models say -----------------------------------------------------------------------------
+    torch.manual_seed(cfg.seed)
+    ids = sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
+    texts = [tokenizer.decode(row) for row in ids]
+    columns = dict(labels(prompts, texts), score=scores(score, model, prompts, ids, tokenizer),
+                   length=[len(row) for row in ids],
+                   ended=[float(row[-1:] == [tokenizer.end]) for row in ids])
+    if reference:
+        columns["kl"] = divergence(model, reference, prompts, ids, tokenizer, temperature)
+    return texts, columns
 
 
 def batched(model, prompts, responses, tokenizer):
@@ -83,97 +67,108 @@ def batched(model, prompts, responses, tokenizer):
     device = next(model.parameters()).device
     size = min(128, gpt.rows_at_once(model.config, model.config.block_size))
     for first in range(0, len(prompts), size):
-        asked = [tokenizer.render(p["prompt"]) for p in prompts[first:first + size]]
-        rows = [a + b for a, b in zip(asked, responses[first:first + size])]
+        rendered = [tokenizer.render(p["prompt"]) for p in prompts[first:first + size]]
+        rows = [a + b for a, b in zip(rendered, responses[first:first + size])]
         idx, lengths = gpt.pad(rows, tokenizer.pad, device)
-        prompt_lengths = torch.tensor([len(a) for a in asked], device=device)
+        prompt_lengths = torch.tensor([len(a) for a in rendered], device=device)
         yield idx, lengths, gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
 
 
 @torch.no_grad()
 def divergence(policy, reference, prompts, responses, tokenizer, temperature):
     """KL(policy || reference) in nats, estimated on the policy's responses -> a list, one each."""
-    found = []
+    kl = []
     for idx, _, mask in batched(policy, prompts, responses, tokenizer):
         logp = gpt.token_logprobs(policy, idx, temperature, mask)
         logp_ref = gpt.token_logprobs(reference, idx, temperature, mask)
-        found += (logp - logp_ref).sum(1).tolist()
-    return found
+        kl += (logp - logp_ref).sum(1).tolist()
+    return kl
 
 
 @torch.no_grad()
 def scores(score, model, prompts, responses, tokenizer):
     """A score per response (id lists) -> list of float. score(idx, lengths, mask) -> (B,)."""
-    found = []
+    every = []
     for idx, lengths, mask in batched(model, prompts, responses, tokenizer):
-        found += score(idx, lengths, mask).tolist()
-    return found
+        every += score(idx, lengths, mask).tolist()
+    return every
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def means(columns):
+    """{column: its mean} over the prompts that give occasion; None without any."""
+    return {name: mean(x for x in column if x == x) for name, column in columns.items()}
+
+
+def by_kind(prompts, columns, summary=means):
+    """{kind of prompt: the summary of the columns' rows of that kind}."""
+    rows = {}
+    for i, p in enumerate(prompts):
+        rows.setdefault(p.get("kind"), []).append(i)
+    return {kind: summary({name: [column[i] for i in at] for name, column in columns.items()})
+            for kind, at in sorted(rows.items())} if judgeable(prompts) else {}
+
+
+def wins(gold, other_gold):
+    """Which of two answers a labeler without noise prefers, per prompt: 1, .5 for a tie, or 0."""
+    return [(a > b) + .5 * (a == b) for a, b in zip(gold, other_gold)]
 
 
 def compare_models(models, score, prompts, tokenizer, cfg, text=None):
-    """The same held-out prompts and decoding for every model -> results, answers, both by name.
+    """The same held-out prompts and decoding for every model -> results, texts, both by name.
 
-    models: {"base" (if any), "sft", "ppo": GPT}. score(idx, lengths, mask) -> (B,): the reward
-    model's, the proxy of gold. Figures are of answers sampled at cfg.temperature; those of greedy
-    answers are under "greedy". `win_rate` and `kl` are PPO's against SFT. `text_loss`, nats per
-    token of held-out pretraining text (1-D ids, if any), is the "alignment tax".
+    models: {"base" (if any), "sft", "ppo": GPT}. Figures are of answers sampled at cfg.temperature;
+    those of greedy answers are under "greedy". `win_rate` and `kl` are PPO's against SFT.
+    `text_loss`, nats per token of held-out pretraining text (1-D ids, if any), is the "alignment
+    tax".
     """
-    def judged(name, model, temperature):
-        torch.manual_seed(seed_for(cfg.seed, name, temperature))
-        ids = sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
-        texts = [tokenizer.decode(row) for row in ids]
-        judgements = judge_all(prompts, texts)
-        ended = [row[-1:] == [tokenizer.end] for row in ids]
-        figures = summary(prompts, judgements, [len(row) for row in ids], ended)
-        proxy = mean(scores(score, model, prompts, ids, tokenizer))
-        return dict(figures, score=proxy), ids, texts, judgements
-
-    results, ids, texts, judgements = {}, {}, {}, {}
+    results, texts, columns = {}, {}, {}
     for name, model in models.items():
-        greedy, *_ = judged(name, model, 0.0)
-        results[name], ids[name], texts[name], judgements[name] = judged(name, model,
-                                                                         cfg.temperature)
-        results[name]["greedy"] = greedy
+        reference = models["sft"] if name == "ppo" else None
+        _, greedy = judge(model, None, score, prompts, tokenizer, cfg, 0.0)
+        texts[name], columns[name] = judge(model, reference, score, prompts, tokenizer, cfg,
+                                           cfg.temperature)
+        results[name] = dict(means(columns[name]), n=len(prompts), greedy=means(greedy),
+                             by_kind=by_kind(prompts, columns[name]))
         if text is not None:
             results[name]["text_loss"] = gpt.evaluate(model, text)
-    kl = divergence(models["ppo"], models["sft"], prompts, ids["ppo"], tokenizer, cfg.temperature)
-    results["kl"] = mean(kl)
-    if judgements["ppo"]:
-        results["win_rate"] = win_rate(judgements["ppo"], judgements["sft"])
+    results["kl"] = results["ppo"]["kl"]
+    if judgeable(prompts):
+        results["win_rate"] = mean(wins(columns["ppo"]["gold"], columns["sft"]["gold"]))
     return results, texts
 
 
-# ---- for sft.py ----------------------------------------------------------------------------------
+# ---- what the stages write at their end ----------------------------------------------------------
 
 
 def report_answers(run, shown, before, after):
-    """Write results.json, print answers before and after, draw the curves."""
+    """Of sft.py: write results.json, print answers before and after, draw the curves."""
     samples = [dict(prompt=p["prompt"], before=old, after=new)
                for p, old, new in zip(shown, before, after)]
-    run.write_results(valid_loss=run.latest.get("valid_loss"), seconds=run.seconds, samples=samples)
+    run.write_results(valid_loss=run.latest.get("valid_loss"), samples=samples)
     for s in samples:
         print(f"\n{s['prompt'][-1]['content']}\n  before: {s['before']!r}\n  after:  "
               f"{s['after']!r}")
     run.finish()
 
 
-# ---- for reward.py -------------------------------------------------------------------------------
-
-
 def golds(records, k):
     """Gold of all `responses` of each record -> (N, k), NaN where there is no answer."""
     gold = torch.full((len(records), k), torch.nan)
     for i, r in enumerate(records):
-        row = [labeler.judge(r, response).gold for response in r["responses"]]
-        gold[i, :len(row)] = torch.tensor(row)
+        for j, response in enumerate(r["responses"]):
+            gold[i, j] = labeler.judge(r, response).gold
     return gold
 
 
 def report_rankings(run, results, test, before, after):
-    """Write results.json; print scores of five prompts' answers, and the accuracy; draw curves."""
+    """Of reward.py: write results.json; print five prompts' answers, their scores, and the
+    accuracy; draw the curves."""
     samples = [dict(prompt=r["prompt"], responses=r["responses"], ranks=r["ranks"], before=a,
                     after=b) for r, a, b in zip(test, before.tolist(), after.tolist())]
-    run.write_results(**results, seconds=run.seconds, samples=samples)
+    run.write_results(**results, samples=samples)
     for s in samples:
         print(f"\n{s['prompt'][-1]['content']}")
         rows = zip(s["ranks"], s["responses"], s["before"], s["after"])
@@ -181,25 +176,19 @@ def report_rankings(run, results, test, before, after):
             print(f"  rank {rank}  score before {old:+.2f}, after {new:+.2f}  {response!r}")
     pairs = results.get("rankings", {"n": 0})
     if pairs["n"]:
-        print(f"\nreward: orders {results['accuracy_rankings']:.1%} of {pairs['n']} held-out "
-              f"ranked pairs right (95% interval over prompts: {pairs['low']:.1%} to "
-              f"{pairs['high']:.1%})")
-    if "accuracy" in results:
-        print(f"reward: and {results['accuracy']:.1%} of the {results['pairs']} that differ in "
-              "gold")
+        print(f"\nreward: orders {results['accuracy']:.1%} of {pairs['n']} held-out ranked pairs "
+              f"right (95% interval over prompts: {pairs['low']:.1%} to {pairs['high']:.1%})")
+    if "accuracy_gold" in results:
+        print(f"reward: and {results['accuracy_gold']:.1%} of the {results['pairs']} that differ "
+              "in gold")
     run.finish()
-
-
-# ---- for ppo.py ----------------------------------------------------------------------------------
 
 
 def mean_gold(batch, prompts, tokenizer):
     """The labeler's mean gold of a Rollout's answers -> dict; empty if it cannot judge them."""
-    if not judgeable(prompts):
-        return {}
     rows = zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())
     texts = [tokenizer.decode(row[written].tolist()) for row, written in rows]
-    return dict(gold=mean(j.gold for j in judge_all(prompts, texts)))
+    return {"gold": mean(labels(prompts, texts)["gold"])} if judgeable(prompts) else {}
 
 
 def example(batch, prompts, tokenizer):
@@ -208,37 +197,29 @@ def example(batch, prompts, tokenizer):
     return f"{prompts[0]['prompt'][-1]['content']!r} -> {answer!r}, score {batch.score[0]:+.2f}"
 
 
+PRINTED = {"gold": "gold", **{name: name for name in CRITERIA}, "right": "known facts right",
+           "hallucination": "hallucination rate", "compliance": "compliance rate",
+           "ended": "ended by itself", "length": "length", "text_loss": "text loss"}
+
+
 def report(cfg, run, compared, score, test, tokenizer):
-    """Compare the models on held-out prompts, write results.json, draw the curves."""
+    """Of ppo.py: compare the models on held-out prompts, write results.json, print, draw."""
     models, text, rounds = compared
-    results, answers = compare_models(models, score, test, tokenizer, cfg, text)
-    rounds = rounds or [outline(0, results, "sft")]
-    rounds.append(outline(cfg.round, results, "ppo"))
-    samples = [dict(prompt=p["prompt"], **{name: texts[i] for name, texts in answers.items()})
+    results, texts = compare_models(models, score, test, tokenizer, cfg, text)
+    rounds = [*(rounds or [outline(0, results, "sft")]), outline(cfg.round, results, "ppo")]
+    samples = [dict(prompt=p["prompt"], **{name: texts[name][i] for name in models})
                for i, p in enumerate(test[:20])]
-    seconds = run.about(cfg.steps - 1)["seconds"]
-    run.write_results(**results, round=cfg.round, rounds=rounds, samples=samples, seconds=seconds)
-    print_report(results, answers, test)
-    run.finish(rounds=dict(runs={run.stage: rounds}, along="round",
-                           panels=[["gold"], ["score"], ["kl"]]))
-
-
-PRINTED = {"gold": "gold", "helpful": "helpful", "truthful": "truthful", "harmless": "harmless",
-         "right": "accuracy", "invented": "hallucination rate", "complied": "compliance rate",
-         "end_rate": "ended by itself", "length": "length", "text_loss": "text loss"}
-
-
-def print_report(results, answers, prompts):
-    """Print the figures of all models, and their answers to ten held-out prompts side by side."""
-    names = list(answers)
-    print("\nsampled answers           " + "".join(f"{name:>9}" for name in names))
-    for figure, said in PRINTED.items():
+    run.write_results(**results, round=cfg.round, rounds=rounds, samples=samples)
+    print("\nsampled answers           " + "".join(f"{name:>9}" for name in models))
+    for figure, label in PRINTED.items():
         if results["ppo"].get(figure) is not None:
-            print(f"{said:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in names))
+            print(f"{label:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in models))
     print(f"KL to SFT {results['kl']:.2f} nats per answer")
     if "win_rate" in results:
         print(f"PPO preferred to SFT on {results['win_rate']:.1%} of the prompts, ties count half")
-    for i, p in enumerate(prompts[:10]):
-        print("\n" + "\n".join(f"{m['role']:>9}: {m['content']}" for m in p["prompt"]))
-        for name in names:
-            print(f"{name:>9}: {answers[name][i]}")
+    for s in samples[:10]:
+        print("\n" + "\n".join(f"{m['role']:>9}: {m['content']}" for m in s["prompt"]))
+        for name in models:
+            print(f"{name:>9}: {s[name]}")
+    run.finish(rounds=dict(runs={run.stage: rounds}, along="round",
+                           panels=[["gold"], ["score"], ["kl"]]))

@@ -171,7 +171,7 @@ def run(cfg):
         raise UserError(f"--max_new_tokens must be at most {model.config.block_size - 1}, the "
                         f"context of {path} less one")
     torch.manual_seed(cfg.seed)
-    book = feedback.Book(cfg.out, checkpoint=str(path))
+    book = feedback.LabelFile(cfg.out, checkpoint=str(path))
     print(f"Talking to {path}. {HELP}\nWhat you say of its answers goes to {book.path}.")
     ids = []
 

@@ -8,8 +8,8 @@ prompt, its `responses` and their `ranks`, as `reward.py --data` reads them, and
 answers, when, and in how many seconds.
 """
 
-import argparse
 import getpass
+import itertools
 import json
 import os
 import random
@@ -27,10 +27,10 @@ import torch
 
 from data import sampling, start
 from data.files import records
-from data.run.cli import Program, flag
+from data.run.cli import Program, arguments, flag, polite
 from data.run.device import setup
 from data.run.disk import append, make_folder
-from data.run.system import UserError, lock, program, require_stdin
+from data.run.system import UserError, lock, require_stdin
 from data.world import almanac
 
 
@@ -63,7 +63,7 @@ HELP = """Type the numbers of the answers, best first; the last one follows by i
 # ---- files ---------------------------------------------------------------------------------------
 
 
-class Book:
+class LabelFile:
     """A person's file of labels.
 
     What is in it is never rewritten: labels are appended, `undo` takes back the last.
@@ -73,28 +73,26 @@ class Book:
         """Open the file of `who` (by default the login name) in out/feedback or another folder.
 
         about: what is asked about, such as checkpoint="out/ppo/ckpt.pt". It goes into every label.
-        Only labels with the same are this book's `records`, which say what has been asked: another
+        Only labels with the same are this file's `records`, which say what has been asked: another
         model's answers are new questions.
         """
         self.who, self.about = who or re.sub(r"[^\w.-]", "-", login()), about
         if not re.fullmatch(r"[\w.-]+", self.who):
             raise UserError(f"--labeler {self.who!r} must be a name of letters and digits, as it "
                             "becomes the name of a file")
-        self.path = Path(out) / folder / f"{self.who}.jsonl"
-        make_folder(self.path.parent)
+        self.path = make_folder(Path(out) / folder) / f"{self.who}.jsonl"
         content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
         if content[whole:]:  # the session before was killed in the middle of a line
             aside = self.path.with_suffix(".cut")
-            with open(aside, "ab") as file:
-                file.write(content[whole:] + b"\n")
+            append(aside, content[whole:].decode(errors="replace"))
             os.truncate(self.path, whole)
             print(f"{self.path}: the last line was cut in the middle; it is set aside in {aside}")
         self.ends, self.labels, self.records = [whole], 0, []
         for line in content[:whole].splitlines():
             try:
                 record = json.loads(line)
-                if not isinstance(record.get("n", 0), int):
+                if type(record.get("n", 0)) is not int or record.get("n", 0) < 0:
                     raise ValueError
                 self.labels += 1
                 if all(record.get(name) == value for name, value in about.items()):
@@ -135,7 +133,7 @@ def login():
         return "me"
 
 
-# ---- at the terminal -----------------------------------------------------------------------------
+# ---- keys ----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -158,45 +156,42 @@ def keyboard():
         raise UserError("keys are asked for here: run it in a terminal (or pipe the keys into it)")
 
 
+# A criterion and the answer that fails it; or, after = for a tie, an answer or Enter.
+KEY = re.compile(r"([htx])([1-9])|(=?)(?:([1-9])|[\r\n])")
+
+
 def read_keys(typed, k):
     """What the keys say about k answers -> (ranks, {criterion: answers that fail it}).
 
     ranks: a list of k numbers, 1 is best, equal ranks are ties; None while more keys are needed.
-    A key that cannot follow raises ValueError.
+    A key that cannot follow raises ValueError. Example, k = 4: "1=3" and Enter -> [1, 2, 1, 2].
     """
-    groups, fails, tie, criterion, done = [], {}, False, None, False
-    for key in typed:
-        ranked = sum(groups, [])
-        if key in CRITERIA and not tie:
-            criterion = CRITERIA[key]
-        elif key.isascii() and key.isdigit() and 1 <= int(key) <= k:
-            i = int(key) - 1
-            if criterion:
-                fails[criterion] = sorted(set(fails.get(criterion, [])) ^ {i})
-            elif i in ranked:
-                raise ValueError(f"{key} is ranked already")
-            elif tie:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-            tie, criterion = False, None
-        elif key == "=" and groups and not tie and not criterion:
-            tie = True
-        elif key in "\r\n" and not criterion:
-            done = True
+    groups, fails, at, complete = [], {}, 0, False
+    while key := KEY.match(typed, at):
+        criterion, failing, tie, answer = key.groups()
+        i, at = int(failing or answer or 1) - 1, key.end()
+        others = [j for j in range(k) if j not in sum(groups, [])]
+        if i >= k or answer and i not in others or tie and not groups:
+            raise ValueError(f"{key[0]!r} cannot follow here")
+        if criterion:
+            fails[CRITERIA[criterion]] = sorted({i} ^ set(fails.get(CRITERIA[criterion], [])))
+            continue
+        complete = not answer
+        if complete and not groups:  # an answer is the worse, the more criteria it fails
+            failures = [sum(j in failing for failing in fails.values()) for j in range(k)]
+            groups = [[j for j in others if failures[j] == n] for n in sorted(set(failures))]
+        elif tie:
+            groups[-1] += others if complete else [i]
         else:
-            raise ValueError(f"{key!r} cannot follow here")
-    others = [i for i in range(k) if i not in sum(groups, [])]
-    if done and not groups:  # an answer is the worse, the more criteria it fails
-        failures = [sum(i in found for found in fails.values()) for i in range(k)]
-        return [1 + sorted(set(failures)).index(n) for n in failures], fails
-    if done and tie:
-        groups[-1] += others
-    elif others and (done or len(others) == 1 and groups and not tie and not criterion):
-        groups.append(others)
-    elif others:
+            groups.append(others if complete else [i])
+    if (rest := typed[at:]) and not re.fullmatch("[htx]" + "|=" * bool(groups), rest):
+        raise ValueError(f"{rest!r} cannot follow here")
+    others = [j for j in range(k) if j not in sum(groups, [])]
+    if len(others) == 1 and groups and not rest:  # the last one follows by itself
+        groups, others = [*groups, others], []
+    if others or rest:
         return None, fails
-    return [1 + next(g for g, group in enumerate(groups) if i in group) for i in range(k)], fails
+    return [1 + next(g for g, group in enumerate(groups) if j in group) for j in range(k)], fails
 
 
 def vote(k, press):
@@ -209,20 +204,24 @@ def vote(k, press):
             return key or "q"
         if key == "u" and not typed:
             return "u"
+        longer = typed[:-1] if key == "u" else typed + key
         try:
-            ranks, fails = read_keys(typed[:-1] if key == "u" else typed + key, k)
+            ranks, fails = read_keys(longer, k)
         except ValueError as error:
             print(f"\n({error}; ? explains the keys)" if key != "?" else "\n" + HELP, flush=True)
             continue
-        typed = typed[:-1] if key == "u" else typed + key
+        typed = longer
         print(f"\n{typed}" if key == "u" else key.strip(), end="", flush=True)
         if ranks:
             print(flush=True)
             return ranks, fails
 
 
-class Asking:
-    """The questions that are still open, one at a time, whoever shows them.
+# ---- questions -----------------------------------------------------------------------------------
+
+
+class LabelSession:
+    """The unanswered questions, one at a time, for the terminal or the page.
 
     question(n), n = 0 ... total-1, gives a prompt with `responses`, or None if there is nothing to
     choose. book: where the labels go; it is locked.
@@ -231,8 +230,8 @@ class Asking:
     def __init__(self, question, total, book):
         lock(book.path, "choose another --labeler")
         self.question, self.total, self.book = question, total, book
-        self.n, self.given, self.began = book.next, [], time.time()
-        self.open, self.asked = None, 0.0  # (n, the question), and when it was asked
+        self.n, self.answered, self.began = book.next, [], time.time()
+        self.open, self.opened_at = None, 0.0  # (n, the question)
 
     def current(self):
         """The open question, its answers in random order; None when all are done."""
@@ -240,7 +239,7 @@ class Asking:
             if q := self.question(self.n):
                 responses = q["responses"]
                 order = random.Random(f"{self.book.who} {self.n}").sample(responses, len(responses))
-                self.open, self.asked = (self.n, dict(q, responses=order)), time.time()
+                self.open, self.opened_at = (self.n, dict(q, responses=order)), time.time()
             else:
                 self.n += 1
         return self.open[1] if self.n < self.total else None
@@ -248,61 +247,56 @@ class Asking:
     def save(self, q, ranks, fails):
         """Note a label; it is on disk when this returns, and the next question is open."""
         self.book.add(dict(q, ranks=ranks, **{"fails": fails} if any(fails.values()) else {},
-                           seconds=round(time.time() - self.asked, 1), n=self.n))
-        self.given.append(self.n)
-        self.n += 1
-
-    def skip(self):
+                           seconds=round(time.time() - self.opened_at, 1), n=self.n))
+        self.answered.append(self.n)
         self.n += 1
 
     def undo(self):
-        """Take back this session's last label, if there is one -> whether it was."""
-        undone = self.book.undo()
-        self.n = self.given.pop() if undone else self.n
-        return undone
+        """Take back this session's last label, if there is one -> a sentence for the person."""
+        if not self.book.undo():
+            return "this session has no label to take back"
+        self.n = self.answered.pop()
+        return "your last label is taken back"
 
 
-def label(asking):
+def label(session):
     """Ask a person at the terminal."""
-    book = asking.book
+    book = session.book
     print(HELP)
     with keyboard() as press:
-        while q := asking.current():
-            print(f"\n---- {asking.n + 1} of {asking.total} ----")
+        while q := session.current():
+            print(f"\n---- {session.n + 1} of {session.total} ----")
             for message in q["prompt"]:
                 print(f"{message['role']:>9}: {message['content']}")
             for i, response in enumerate(q["responses"], start=1):
                 print(f"{i:9}: {response}")
             print(flush=True)
-            said = vote(len(q["responses"]), press)
-            if said == "q":
+            keys = vote(len(q["responses"]), press)
+            if keys == "q":
                 break
-            if said == "u":
-                print("(your last label is taken back)" if asking.undo()
-                      else "(this session has no label to take back)")
-            elif said == "s":
-                asking.skip()
+            if keys == "u":
+                print(f"({session.undo()})")
+            elif keys == "s":
+                session.n += 1
             else:
-                asking.save(q, *said)
-                print(f"  saved: {book.labels} labels, "
-                      f"{len(asking.given) / (time.time() - asking.began) * 3600:.0f} an hour")
-    done = ": all are done" if asking.n >= asking.total else ""
+                session.save(q, *keys)
+                an_hour = len(session.answered) / (time.time() - session.began) * 3600
+                print(f"  saved: {book.labels} labels, {an_hour:.0f} an hour")
+    done = ": all are done" if session.n >= session.total else ""
     print(f"\n{book.path} holds {book.labels} labels{done}")
 
 
 def questions(cfg, path, model, tokenizer):
-    """What a person is asked about a policy's answers -> Asking."""
-    if cfg.data:
-        given = records.read_questions(cfg.data)
-    else:
-        given = almanac.prompts("train", cfg.prompts, f"label {cfg.seed}")
+    """What a person is asked about a policy's answers -> LabelSession."""
+    prompts = records.read_questions(cfg.data) if cfg.data else (
+        almanac.prompts("train", cfg.prompts, f"label {cfg.seed}"))
 
     def question(n):
         """The n-th prompt and its different answers, the same for all who have this checkpoint.
 
         None if there are not two.
         """
-        p = given[n]
+        p = prompts[n]
         if "responses" not in p:
             if not sampling.with_room(model, tokenizer, [p], cfg.max_new_tokens):
                 return None
@@ -312,18 +306,18 @@ def questions(cfg, path, model, tokenizer):
         different = list(dict.fromkeys(p["responses"]))
         return dict(p, responses=different) if len(different) > 1 else None
 
-    book = Book(cfg.out, cfg.labeler, checkpoint=str(path), seed=cfg.seed,
-                asked=cfg.data or "the almanac")
-    return Asking(question, len(given), book)
+    book = LabelFile(cfg.out, cfg.labeler, checkpoint=str(path), seed=cfg.seed,
+                     asked=cfg.data or "the almanac")
+    return LabelSession(question, len(prompts), book)
 
 
 def run(cfg):
     """`python reward.py --label`: a person ranks answers; the file is one for --data."""
     path, model, tokenizer = start.policy(cfg.out, cfg.policy, "--policy", setup(cfg))
-    asking = questions(cfg, path, model, tokenizer)
+    session = questions(cfg, path, model, tokenizer)
     print(f"Ranking answers of {path}.")
-    label(asking)
-    print(f"python reward.py --data {asking.book.path} learns from them")
+    label(session)
+    print(f"python reward.py --data {session.book.path} learns from them")
 
 
 # ---- agreement -----------------------------------------------------------------------------------
@@ -332,17 +326,18 @@ def run(cfg):
 def verdicts(one, other):
     """The pairs' verdicts on each question that both ranked: list of arrays (pairs, 2) of -1, 0, 1.
     """
-    def key(record):
-        return json.dumps([record["prompt"], sorted(record["responses"])])
+    def by_question(records):
+        return {json.dumps([r["prompt"], sorted(r["responses"])]):
+                dict(zip(r["responses"], r["ranks"])) for r in records}
 
-    theirs, found = {key(record): record for record in other}, []
-    for record in {key(r): r for r in one}.values():
-        if key(record) in theirs:
-            a, b = [dict(zip(r["responses"], r["ranks"])) for r in (record, theirs[key(record)])]
-            texts = sorted(a)
-            found.append(np.array([[np.sign(ranks[y] - ranks[x]) for ranks in (a, b)]
-                                   for i, x in enumerate(texts) for y in texts[i + 1:]]))
-    return found
+    ours, theirs, every = by_question(one), by_question(other), []
+    for question in ours:
+        if question in theirs and len(ours[question]) > 1:  # two equal answers make no pair
+            pairs = itertools.combinations(sorted(ours[question]), 2)
+            every.append(np.array([[np.sign(ranks[y] - ranks[x])
+                                    for ranks in (ours[question], theirs[question])]
+                                   for x, y in pairs]))
+    return every
 
 
 def agreement(pairs):
@@ -360,28 +355,24 @@ def agreement(pairs):
 
 def report(one, other, draws=2000):
     """Print how often two people agree, with 95% intervals from a bootstrap over the questions."""
-    found = verdicts(records.read_comparisons(one), records.read_comparisons(other))
-    if not found:
+    common = verdicts(records.read_comparisons(one), records.read_comparisons(other))
+    if not common:
         raise UserError(f"{one} and {other} have no question in common: label the same answers, "
                         "with --label --data FILE")
-    rng = np.random.default_rng(0)
-    figures = [agreement(np.concatenate([found[i]
-                                         for i in rng.integers(len(found), size=len(found))]))
-               for _ in range(draws)]
+    drawn = np.random.default_rng(0).integers(len(common), size=(draws, len(common)))
+    figures = [agreement(np.concatenate([common[i] for i in row])) for row in drawn]
     low, high = np.percentile(figures, [2.5, 97.5], axis=0)
-    agreed, kappa = agreement(np.concatenate(found))
-    decided = np.concatenate(found)
-    decided = decided[(decided != 0).all(1)]
-    print(f"{len(found)} questions in common, {sum(map(len, found))} pairs of answers")
+    pairs = np.concatenate(common)
+    agreed, kappa = agreement(pairs)
+    print(f"{len(common)} questions in common, {len(pairs)} pairs of answers")
     print(f"agreement {agreed:.1%} ({low[0]:.1%} to {high[0]:.1%}), kappa {kappa:.2f} "
           f"({low[1]:.2f} to {high[1]:.2f}); 95% intervals over questions")
+    decided = pairs[(pairs != 0).all(1)]
     if len(decided):
         print(f"of the {len(decided)} pairs that neither called a tie, "
               f"{(decided[:, 0] == decided[:, 1]).mean():.1%} agree")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m data.people.feedback",
-                                     description="How often two people's rankings agree.")
-    parser.add_argument("files", nargs=2, metavar="FILE", help="labels of one person")
-    program("data.people.feedback", report, *parser.parse_args().files)
+    with polite():
+        report(*arguments(__doc__, least=2)[:2])

@@ -3,6 +3,8 @@
 `python gpt.py --page` shows it, and so do /score and /tokens in the chat.
 """
 
+import functools
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from data import start
 from data.files import rows
 from data.run.system import UserError
 from data.tokenizer import Tokenizer
-from data.world import almanac, labeler
+from data.world import almanac, facts, labeler, phrases
 
 
 @dataclass
@@ -55,15 +57,15 @@ def of_round(models, name):
 
 def stages(out, stage, file="ckpt.pt"):
     """{folder's name: path} of a stage's rounds."""
-    found = [p for p in Path(out).glob(f"{stage}*/{file}")
+    paths = [p for p in Path(out).glob(f"{stage}*/{file}")
              if re.fullmatch(rf"{stage}(-\d+)?", p.parent.name)]
-    return {p.parent.name: p for p in sorted(found, key=lambda p: round_of(p.parent.name))}
+    return {p.parent.name: p for p in sorted(paths, key=lambda p: round_of(p.parent.name))}
 
 
 def gather(out, named="", device="cpu"):
     """The models of the folder `out`, of policies only the named ones, "a.pt,b.pt" -> Models.
 
-    Other models that do not fit these policies are left out, and named. UserError if there is no
+    Other models that do not fit these policies are skipped, and named. UserError if there is no
     policy, or if two policies have different tokenizers.
     """
     paths = {**stages(out, "gpt"), **stages(out, "sft"), **stages(out, "ppo")}
@@ -73,42 +75,48 @@ def gather(out, named="", device="cpu"):
     if not paths:
         raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name some with "
                         "--ckpt")
-    models, tokenizer = Models(None, {}, paths, None, {}, {}, {}), None
+    policies, tokenizer = {}, None
     for name, path in reversed(paths.items()):
-        policy, other, _ = gpt.load(path, gpt.GPT, device, "name a policy with --ckpt")
+        model, other, _ = gpt.load(path, gpt.GPT, device, "name a policy with --ckpt")
         tokenizer = tokenizer or other
         start.same_tokenizer(other, tokenizer, path, list(paths.values())[-1], "make it anew, or "
                              "name with --ckpt checkpoints that belong together")
-        models.policies = {name: policy.requires_grad_(False), **models.policies}
-    models.tokenizer = tokenizer
+        policies = {name: model.requires_grad_(False), **policies}
+    context = min(model.config.block_size for model in policies.values())
 
-    def read(paths, kind):
+    def load(paths, kind):
+        """{name: (model, metadata)} of those that fit the policies."""
+        fitting = {}
         for name, path in paths.items():
             model, other, about = gpt.load(path, kind, device, "make it anew")
-            if other == tokenizer and model.config.block_size >= models.context:
-                yield name, model.requires_grad_(False), about
+            if other == tokenizer and model.config.block_size >= context:
+                fitting[name] = model.requires_grad_(False), about
             else:
                 print(f"{path} has another tokenizer, or a shorter context, than the policies: "
                       "skipped")
+        return fitting
 
-    models.reference = models.policies.get("sft") or next(
-        (model for _, model, _ in read(stages(out, "sft"), gpt.GPT)), None)
-    for name, model, _ in read(stages(out, "reward"), gpt.ScalarGPT):
-        models.rewards[name] = model
-    for name, model, about in read(stages(out, "ppo", "value.pt"), gpt.ScalarGPT):
-        models.values[name], models.settings[name] = model, settings(about)
-    return models
+    sft = {} if "sft" in policies else load(stages(out, "sft"), gpt.GPT)
+    rewards = load(stages(out, "reward"), gpt.ScalarGPT)
+    values = load(stages(out, "ppo", "value.pt"), gpt.ScalarGPT)
+    return Models(tokenizer, policies, paths, policies.get("sft") or sft.get("sft", [None])[0],
+                  {name: model for name, (model, _) in rewards.items()},
+                  {name: model for name, (model, _) in values.items()},
+                  {name: settings(about) for name, (_, about) in values.items()})
 
 
 def settings(about):
-    """What advantages depend on, of a value model's metadata: PPO's flags, and beta at last."""
-    flags = {**about, **about.get("config", {})}
-    return {**flags, "beta": about.get("figures", {}).get("beta", flags.get("beta"))}
+    """What advantages depend on: PPO's flags, of a value model's metadata, and beta at last."""
+    config = about.get("config") or about  # older checkpoints have the flags beside the rest
+    flags = {name: config.get(name, default) for name, default in vars(ppo.Config()).items()}
+    flags["beta"] = about.get("figures", {}).get("beta", flags["beta"])
+    return {name: value if isinstance(value, (int, float)) else getattr(ppo.Config(), name)
+            for name, value in flags.items()}
 
 
 @torch.no_grad()
 def tokens(models, name, prompt, answer, temperature=1.0):
-    """What is said of each token of an answer that policy `name` gave -> list of dict.
+    """Per-token figures of an answer by the policy `name` -> list of dict.
 
     prompt: messages; answer: ids, with <|end|> if it ended. Of each token: its `text`, its
     probability `p`, `kl` = log p - log p_ref against the SFT model, `top`, the five likeliest
@@ -116,33 +124,33 @@ def tokens(models, name, prompt, answer, temperature=1.0):
     before the token and `advantage`. What no model can say is None. All is at the temperature of
     PPO, or at the given one if there was no PPO.
     """
-    asked, text = models.tokenizer.render(prompt), models.tokenizer.encoding.decode
-    idx, lengths = gpt.pad([asked + answer], models.tokenizer.pad, models.device)
-    mask = gpt.response_mask(lengths.new_tensor([len(asked)]), lengths, idx.shape[1])
+    before, text = models.tokenizer.render(prompt), models.tokenizer.encoding.decode
+    idx, lengths = gpt.pad([before + answer], models.tokenizer.pad, models.device)
+    mask = gpt.response_mask(lengths.new_tensor([len(before)]), lengths, idx.shape[1])
     value, judge = of_round(models.values, name), of_round(models.rewards, name)
-    settings = models.settings.get(value, {"temperature": temperature})
-    temperature, likeliest = settings["temperature"], {}
+    flags = models.settings.get(value, {"temperature": temperature})
+    temperature, likeliest = flags["temperature"], {}
     for key, model in models.policies.items():
         state = model.hidden(idx)[0, :-1][mask[0]]  # (answer tokens, C)
         top = gpt.action_logits(model, state, temperature).softmax(-1).topk(5)
         likeliest[key] = [[(text([i]), p) for i, p in zip(*row)]
                           for row in zip(top.indices.tolist(), top.values.tolist())]
-    logp, found = gpt.token_logprobs(models.policies[name], idx, temperature, mask), {}
-    found["p"] = logp.exp()
+    logp = gpt.token_logprobs(models.policies[name], idx, temperature, mask)
+    figures = dict(p=logp.exp())
     if models.reference:
         logp_ref = gpt.token_logprobs(models.reference, idx, temperature, mask)
-        found["kl"] = logp - logp_ref
+        figures["kl"] = logp - logp_ref
     if models.reference and value and judge:
         score = ppo.score_answers(models.rewards[judge], idx, lengths, mask,
-                                  settings["missing_eos_penalty"])
-        rewards = ppo.kl_rewards(score, logp, logp_ref, mask, settings["beta"])
-        found["value"] = models.values[value](idx)[:, :-1]
-        found["advantage"], _ = ppo.gae(rewards, found["value"], mask, settings["gamma"],
-                                        settings["lam"])
-    columns = {key: x[0, mask[0]].tolist() for key, x in found.items()}
+                                  flags["missing_eos_penalty"])
+        rewards = ppo.kl_rewards(score, logp, logp_ref, mask, flags["beta"])
+        figures["value"] = models.values[value](idx)[:, :-1]
+        figures["advantage"], _ = ppo.gae(rewards, figures["value"], mask, flags["gamma"],
+                                          flags["lam"])
+    columns = {key: x[0, mask[0]].tolist() for key, x in figures.items()}
+    nothing = [None] * len(answer)
     return [dict(text=text([i]), top={key: rows[t] for key, rows in likeliest.items()},
-                 **{key: columns[key][t] if key in columns else None
-                    for key in ("p", "kl", "value", "advantage")})
+                 **{key: columns.get(key, nothing)[t] for key in ("p", "kl", "value", "advantage")})
             for t, i in enumerate(answer)]
 
 
@@ -153,14 +161,55 @@ def verdict(models, name, prompt, answer):
     `score`: the reward model's of the policy's round, `reward` its name; None without one. For a
     question of the almanac `gold`, `helpful`, `truthful`, `harmless` and `reasons`, the labeler's.
     """
-    asked, key = models.tokenizer.render(prompt), of_round(models.rewards, name)
-    found = dict(reward=key, score=None)
-    if key:
-        words = [i for i in answer if i != models.tokenizer.end]
-        idx, lengths = gpt.pad([asked + words], models.tokenizer.pad, models.device)
-        found["score"] = models.rewards[key].score(idx, lengths).item() if words else None
-    if about := almanac.find(prompt[-1]["content"]):
-        judged = labeler.judge(about, models.tokenizer.decode(answer))
-        found.update(gold=judged.gold, helpful=judged.helpful, truthful=judged.truthful,
-                     harmless=judged.harmless, reasons=judged.reasons)
-    return found
+    before, key = models.tokenizer.render(prompt), of_round(models.rewards, name)
+    about = dict(reward=key, score=None)
+    words = [i for i in answer if i != models.tokenizer.end]
+    if key and words:
+        idx, lengths = gpt.pad([before + words], models.tokenizer.pad, models.device)
+        about["score"] = models.rewards[key].score(idx, lengths).item()
+    if question := find(prompt[-1]["content"]):
+        j = labeler.judge(question, models.tokenizer.decode(answer))
+        about.update(gold=j.gold, helpful=j.helpful, truthful=j.truthful, harmless=j.harmless,
+                     reasons=j.reasons)
+    return about
+
+
+# ---- the almanac, read backwards -----------------------------------------------------------------
+
+
+@functools.cache
+def _questions():
+    """{a question without opening and form, in lower case: what it is about}, of one turn each."""
+    every, text = {}, functools.partial(almanac.phrases, "text")
+    for relation, pair in phrases.ASK.items():
+        made_up = facts.MADE_UP[facts.sort_of(relation)].values()
+        for name in [*facts.FACTS[relation], *itertools.chain(*made_up)]:
+            kind = "known" if name in facts.FACTS[relation] else "made-up"
+            for phrase in text(pair):
+                every[almanac.fill(phrase, name, relation).lower()] = kind, name, relation
+    for kind, pair, deeds, targets in (
+            ("hurt", phrases.ASK_HARM, phrases.HARMS, phrases.PEOPLE),
+            ("belittle", phrases.ASK_BELITTLE, phrases.INSULTS, phrases.GROUPS),
+            ("advice", phrases.ASK_KIND, phrases.KINDNESSES, phrases.PEOPLE),
+            ("advice", phrases.ASK_PRAISE, ["praise"], phrases.GROUPS)):
+        for phrase, deed, target in itertools.product(text(pair), deeds, targets):
+            question = phrase.format(d=deed, p=target, i=deed, g=target)
+            every[question.lower()] = kind, target, deed
+    for topic, pair in phrases.SMALL_TALK.items():
+        every.update({words.lower(): ("small talk", None, topic) for words in text(pair)})
+    return every
+
+
+def find(question):
+    """What a question is about, if it is one of the almanac's without an earlier turn -> a dict as
+    almanac.prompts gives it, else None."""
+    text = functools.partial(almanac.phrases, "text")
+    openings = {*text(phrases.OPENINGS), *text(phrases.GREETINGS)}
+    forms = {phrase: form for form, pair in phrases.FORMS.items() for phrase in text(pair)}
+    for opening, phrase in itertools.product(openings, [*forms, ""]):
+        if question.startswith(opening) and question.endswith(phrase):
+            core = question[len(opening):len(question) - len(phrase)].lower()
+            if core in _questions():
+                about = dict(zip(almanac.ABOUT, (*_questions()[core], forms.get(phrase))))
+                return dict(about, prompt=[dict(role="user", content=question)])
+    return None

@@ -6,11 +6,13 @@ beside this file. Nothing is loaded from elsewhere, and nobody but this computer
 """
 
 import contextlib
+import itertools
 import json
 import random
 import secrets
+import sys
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
-from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from data.files.foreign import conversation
 from data.people import chat, feedback, inside
 from data.run import curves
 from data.run.cli import flag
-from data.run.device import choose_device, setup
+from data.run.device import setup
+from data.run.disk import regular
 from data.run.system import UserError
 from data.world import almanac
 
@@ -46,9 +49,9 @@ class Page:
     so that several are written side by side.
     """
 
-    def __init__(self, cfg):
-        self.cfg, self.asking, self.scores = cfg, None, {}
-        self.models = inside.gather(cfg.out, cfg.ckpt, choose_device(cfg.device))
+    def __init__(self, cfg, device):
+        self.cfg, self.session, self.scores = cfg, None, {}
+        self.models = inside.gather(cfg.out, cfg.ckpt, device)
         self.room = self.models.context - cfg.max_new_tokens
         if self.room < 1:
             raise UserError(f"--max_new_tokens must be at most {self.models.context - 1}, the "
@@ -60,22 +63,22 @@ class Page:
     def compute(self, work, *args):
         return self.worker.submit(work, *args).result()
 
-    def policies(self, said):
+    def policies(self, request):
         """The names of the policies, and a question that the labeler can judge."""
         return dict(policies=list(self.models.policies), question=random.choice(self.questions))
 
-    def model(self, said):
-        if said["model"] not in self.models.policies:
-            raise ValueError(f"there is no model {said['model']!r}")
-        return self.models.policies[said["model"]]
+    def model(self, request):
+        if request["model"] not in self.models.policies:
+            raise ValueError(f"there is no model {request['model']!r}")
+        return self.models.policies[request["model"]]
 
     def size(self, turns):
         return len(self.models.tokenizer.render(turns))
 
-    def answer(self, said):
+    def answer(self, request):
         """{model, turns} -> yields {id, text} for each token, at last {dropped}: forgotten turns.
         """
-        model, turns, ids = self.model(said), conversation(said["turns"]), []
+        model, turns, ids = self.model(request), conversation(request["turns"]), []
         if self.size(turns[-1:]) > self.room:
             raise ValueError(f"that is {self.size(turns[-1:])} tokens, and the models read "
                              f"{self.room}: please say it in fewer words")
@@ -86,76 +89,70 @@ class Page:
             yield dict(id=ids[-1] if ids else None, n=len(ids), text=piece)
         yield dict(dropped=dropped, ids=ids)
 
-    def explain(self, said):
+    def explain(self, request):
         """{model, turns, ids}: the conversation before an answer, and its tokens -> what the models
         say of each token and of the whole."""
-        ids, config = said["ids"], self.model(said).config
+        ids, config = request["ids"], self.model(request).config
         if not 0 < len(ids) <= self.cfg.max_new_tokens or not all(
                 type(i) is int and 0 <= i < config.vocab_size for i in ids):
             raise ValueError("ids must be those of an answer")
 
         def work():
-            turns, _ = chat.fit(conversation(said["turns"]), self.size, self.room)
-            about = self.models, said["model"], turns, ids
-            return dict(tokens=inside.tokens(*about, self.cfg.temperature or 1.0),
-                        verdict=inside.verdict(*about))
+            turns, _ = chat.fit(conversation(request["turns"]), self.size, self.room)
+            answer = self.models, request["model"], turns, ids
+            return dict(tokens=inside.tokens(*answer, self.cfg.temperature or 1.0),
+                        verdict=inside.verdict(*answer))
         return self.compute(work)
 
-    def rank(self, said):
+    def rank(self, request):
         """{n, typed}: keys as reward.py --label takes them, about the n-th question -> the open
         question, and after a label how often the reward model agrees."""
         def work():
-            asking, typed = self.open_questions(), said.get("typed", "")
-            q, found = asking.current(), {}
-            if said.get("n") == asking.n and typed:
-                if typed == "u":
-                    found["note"] = ("your last label is taken back." if asking.undo()
-                                     else "this session has no label to take back.")
-                elif q and typed == "s":
-                    asking.skip()
-                elif q:
-                    ranks, fails = feedback.read_keys(typed, len(q["responses"]))
-                    if ranks is None:
-                        return dict(wait=True)
-                    asking.save(q, ranks, fails)
-                    found["note"] = f"saved: {asking.book.labels} labels in {asking.book.path}."
-            return dict(found, n=asking.n, total=asking.total, question=asking.current(),
-                        agreement=self.agreement(asking.book.records))
+            session, typed, note = self.label_session(), request.get("typed", ""), {}
+            q = session.current()
+            if request.get("n") == session.n and typed == "u":
+                note = dict(note=f"{session.undo()}.")
+            elif request.get("n") == session.n and q and typed == "s":
+                session.n += 1
+            elif request.get("n") == session.n and q and typed:
+                ranks, fails = feedback.read_keys(typed, len(q["responses"]))
+                if ranks is None:
+                    return dict(wait=True)
+                session.save(q, ranks, fails)
+                note = dict(note=f"saved: {session.book.labels} labels in {session.book.path}.")
+            return dict(note, question=session.current(), n=session.n, total=session.total,
+                        agreement=self.agreement(session.book.records))
         return self.compute(work)
 
-    def open_questions(self):
-        if not self.asking:
+    def label_session(self):
+        if not self.session:
             name, policy = list(self.models.policies.items())[-1]
-            path = self.models.paths[name]
             cfg = feedback.Config(out=self.cfg.out, seed=self.cfg.seed,
                                   max_new_tokens=self.cfg.max_new_tokens)
-            self.asking = feedback.questions(cfg, path, policy, self.models.tokenizer)
-        return self.asking
+            self.session = feedback.questions(cfg, self.models.paths[name], policy,
+                                              self.models.tokenizer)
+        return self.session
 
     def agreement(self, labels):
         """On how many pairs the newest reward model agrees with a person, and those where not."""
         if not self.models.rewards or not labels:
             return None
-        judge = list(self.models.rewards.values())[-1]
-        agreed, pairs, others = 0, 0, []
+        judge, pairs, others = list(self.models.rewards.values())[-1], 0, []
         for r in labels:
-            example = reward.encode(self.models.tokenizer, r, judge.config.block_size)
             key = json.dumps([r["prompt"], r["responses"]])
+            example = reward.encode(self.models.tokenizer, r, judge.config.block_size)
             if key not in self.scores and example:
                 scores, _ = reward.score_all(judge, [example], self.models.device)
                 self.scores[key] = scores[0].tolist()
-            found = sorted(zip(r["ranks"], self.scores.get(key, ()), r["responses"]))
-            for i, (rank, score, better) in enumerate(found):
-                for other_rank, other_score, worse in found[i + 1:]:
-                    if rank < other_rank:
-                        pairs += 1
-                        agreed += score > other_score
-                        if score <= other_score:
-                            others.append(dict(asked=r["prompt"][-1]["content"], better=better,
-                                               worse=worse, scores=[score, other_score]))
-        return dict(agreed=agreed, pairs=pairs, others=others[::-1][:20])
+            answers = sorted(zip(r["ranks"], self.scores.get(key, ()), r["responses"]))
+            for (rank, score, better), (below, other, worse) in itertools.combinations(answers, 2):
+                pairs += rank < below
+                if rank < below and score <= other:
+                    others.append(dict(asked=r["prompt"][-1]["content"], better=better, worse=worse,
+                                       scores=[score, other]))
+        return dict(agreed=pairs - len(others), pairs=pairs, others=others[::-1][:20])
 
-    def watch(self, said):
+    def watch(self, request):
         """What each stage in --out has logged so far, and a healthy run's -> {stage: ...}."""
         logs = sorted(Path(self.cfg.out).glob("*/log.jsonl"), key=lambda p: p.stat().st_mtime)
         return {path.parent.name: dict(log=read_log(path),
@@ -168,13 +165,19 @@ def watched(records):
     return [{name: r[name] for name in WATCHED if name in r} for r in records]
 
 
+def refuse_constant(name):
+    raise ValueError(f"{name} is no JSON, and browsers refuse it")
+
+
 def read_log(path):
     """The figures of a log that is being written: its last line may be cut."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, TypeError):
-            found += watched([json.loads(line)])
-    return found[::-(len(found) // 500 + 1)][::-1]
+    records = []
+    with contextlib.suppress(OSError, ValueError):
+        regular(path)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                records += watched([json.loads(line, parse_constant=refuse_constant)])
+    return records[::-(len(records) // 500 + 1)][::-1]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -187,10 +190,8 @@ class Handler(BaseHTTPRequestHandler):
     def is_ours(self):
         """Whether the request comes from our page. Another page could have its name resolved to
         127.0.0.1, or post here: both show in the headers that the browser writes."""
-        port = self.server.server_port
-        names = [f"{name}:{port}" for name in ("127.0.0.1", "localhost")]
-        if port == 80:  # which browsers leave out
-            names += ["127.0.0.1", "localhost"]
+        port, names = self.server.server_port, ("127.0.0.1", "localhost")
+        names = [f"{name}:{port}" for name in names] + [*names] * (port == 80)
         origin = self.headers.get("Origin")
         return self.headers.get("Host") in names and (
             origin is None or origin.removeprefix("http://") in names)
@@ -211,20 +212,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse()
         if self.path not in self.PATHS or not (length.isascii() and length.isdigit()):
             return self.send_error(404)
-        if int(length) > LONGEST:
+        if len(length) > 9 or int(length) > LONGEST:
             return self.send_error(413, f"at most {LONGEST:,} bytes")
         self.begin(200, "application/jsonl; charset=utf-8")
         try:
-            said = json.loads(self.rfile.read(int(length)))
-            found = getattr(self.page, self.PATHS[self.path])(said)
-            for part in [found] if isinstance(found, dict) else found:
-                self.say(part)
-        except OSError:
-            pass  # the tab was closed: its answer stops here
+            request = json.loads(self.rfile.read(int(length)))
+            answer = getattr(self.page, self.PATHS[self.path])(request)
+            for part in [answer] if isinstance(answer, dict) else answer:
+                self.send_part(part)
+        except (OSError, CancelledError):
+            pass  # the tab was closed, or the page ends: the answer stops here
         except (UserError, ValueError, LookupError, TypeError, AttributeError,
                 RuntimeError) as error:
             with contextlib.suppress(OSError):
-                self.say(dict(error=str(error)))
+                self.send_part(dict(error=str(error)))
 
     def refuse(self):
         self.send_error(403, "open this page on its own computer, as http://127.0.0.1:"
@@ -241,7 +242,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def say(self, part):
+    def send_part(self, part):
         self.wfile.write(json.dumps(part).encode() + b"\n")
         self.wfile.flush()
 
@@ -249,14 +250,23 @@ class Handler(BaseHTTPRequestHandler):
         """Requests are not printed."""
 
 
-def server(cfg):
+class Server(ThreadingHTTPServer):
+    request_queue_size = 256
+
+    def handle_error(self, request, address):
+        """A closed tab is no error; anything else is shown as Python shows it."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, address)
+
+
+def server(cfg, device):
     """A server of the page, which does not yet run. UserError if its port is in use."""
     nonce = secrets.token_urlsafe(16)
     html = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    handler = type("Ours", (Handler,), dict(page=Page(cfg), nonce=nonce,
+    handler = type("Ours", (Handler,), dict(page=Page(cfg, device), nonce=nonce,
                                             html=html.replace("NONCE", nonce)))
     try:
-        return ThreadingHTTPServer(("127.0.0.1", cfg.port), handler)
+        return Server(("127.0.0.1", cfg.port), handler)
     except (OSError, OverflowError) as error:
         raise UserError(f"port {cfg.port} cannot be used ({getattr(error, 'strerror', error)}): "
                         "choose another with --port") from None
@@ -264,9 +274,9 @@ def server(cfg):
 
 def run(cfg):
     """`python gpt.py --page`."""
-    setup(cfg)
+    device = setup(cfg)
     torch.manual_seed(cfg.seed)
-    ours = server(cfg)
+    ours = server(cfg, device)
     print(f"The page is at http://127.0.0.1:{ours.server_port}/ until Ctrl-C.", flush=True)
     try:
         ours.serve_forever()

@@ -5,6 +5,7 @@ sentence and exit status 2, never a traceback.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -75,8 +76,7 @@ class _Parser(argparse.ArgumentParser):
         if typo := re.search(r"unrecognized arguments: (--[\w-]+)", message):
             near = difflib.get_close_matches(typo[1], self._option_string_actions, 1)
             message = f"there is no flag {typo[1]}" + (f"; did you mean {near[0]}?" if near else "")
-        sentence = f"{self.prog}: {message} (python {self.prog} --help lists every flag)\n"
-        self.exit(2, sentence if processes.reports_error() else None)
+        raise UserError(f"{message} (python {self.prog} --help lists every flag)")
 
 
 def parse(config, description, argv=None, programs=()):
@@ -129,22 +129,41 @@ def main(config, run, description, **programs):
     """
     # A program may import the stage that is running: this is that module, not a second copy.
     sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
-    system.listen()
-    try:
-        system.careful_streams()
+    with polite():
         argv = sys.argv[1:]
-        for name in programs:
+        for name, module in programs.items():
             if any(part.partition("=")[0] == f"--{name}" for part in argv):
-                other = importlib.import_module(programs[name])
+                other = importlib.import_module(module)
                 if name not in other.Config.__dataclass_fields__ or "--help" in argv:
                     argv = [part for part in argv if part != f"--{name}"]  # it only chooses
                 config, run, description, programs = other.Config, other.run, other.__doc__, ()
                 break
         run(parse(config, description, argv, programs))
+
+
+def arguments(description, least=0):
+    """The names after `python -m module`, `least` or more; --help prints how it is used."""
+    names = sys.argv[1:]
+    if len(names) < least or any(name.startswith("-") for name in names):
+        print(description)
+        sys.exit(0 if "--help" in names else 2)
+    return names
+
+
+@contextlib.contextmanager
+def polite():
+    """Whatever ends the work inside, the program ends with one sentence and an exit status."""
+    system.listen()
+    system.careful_streams()
+    try:
+        yield
     except UserError as error:
         _leave(2, error)
     except KeyboardInterrupt as stop:
-        again = f"; continue with: {_same_command()}" if system.resumable else ""
+        again = ""
+        if system.resumable:  # sys.orig_argv is the command as it was typed, python -m too
+            again = "; continue with: " + shlex.join(
+                [part for part in sys.orig_argv if part != "--resume"] + ["--resume"])
         _leave(128 + (system.stop_requested or 2),
                f"{str(stop) or 'stopped'}; what was saved is whole{again}")
     except BrokenPipeError:  # the reader of our output has left, as in `python gpt.py | head`
@@ -156,33 +175,21 @@ def main(config, run, description, **programs):
     except (RuntimeError, MemoryError) as error:
         if not (sentence := _explain(error)):
             raise
-        _leave(2, sentence)
+        _leave(2, f"{sentence}; what was saved is whole")
 
 
 def _explain(error):
     """A sentence for an error that says nothing to a user, or ""."""
     if processes.peer_died(error):
-        return ("another process of this run has ended, and so all do; what was saved is whole: "
-                "the same command with --resume continues")
+        return ("another process of this run has ended, and so all do: the same command with "
+                "--resume continues")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return (f"--compile does not work here ({str(error).splitlines()[0][:150]}): leave it out; "
-                "what was saved is whole")
+        return f"--compile does not work here ({str(error).splitlines()[0][:150]}): leave it out"
     known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
     if known or "allocate memory" in str(error):  # as the CPU's allocator says it
         return ("out of memory: choose a smaller --batch, or --micro_batch, which computes the "
                 "same in less memory")
     return ""
-
-
-def _same_command():
-    """The command that resumes this run."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "the same command with --resume"
-    script = [sys.argv[0]]
-    if module := getattr(sys.modules["__main__"], "__spec__", None):  # of python -m
-        script = ["-m", module.name]
-    flags = [part for part in sys.argv[1:] if part != "--resume"]
-    return shlex.join(["python", *script, *flags, "--resume"])
 
 
 def _leave(status, sentence):

@@ -3,11 +3,11 @@
 This file knows no class of model: gpt.py and data/files/gpt2.py build models from what it reads.
 """
 
+import contextlib
 import io
 import json
 import os
 import pickle
-import shutil
 import zipfile
 import zlib
 from dataclasses import asdict
@@ -43,42 +43,36 @@ def write(path, content):
     content: bytes, str, or a function that writes to the open file it is given. Of several
     processes only the first writes. UserError if the disk is full or the folder read-only.
     """
-    if rank():
-        return
-    path = Path(path)
-    half = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(half, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(file.fileno())
+    half = Path(f"{path}.{os.getpid()}.tmp")
+    if rank() == 0:
+        try:
+            _put(half, "wb", content, path)
+        except UserError:
+            half.unlink(missing_ok=True)
+            raise
         os.replace(half, path)
-    except (OSError, RuntimeError) as error:  # torch.save hides the one behind the other
-        half.unlink(missing_ok=True)
-        raise _unwritten(path, error) from None
 
 
 def append(path, text):
     """Append lines; they are on disk when this returns. Of several processes the first writes."""
-    if rank():
-        return
+    if rank() == 0:
+        _put(path, "ab", text + "\n", path)
+
+
+def _put(file, mode, content, path):
+    """Put content into a file; the error names `path`, where it belongs."""
     try:
-        with open(path, "ab") as file:
-            file.write(text.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _unwritten(path, error) from None
-
-
-def _unwritten(path, error):
-    cause = error if isinstance(error, OSError) else error.__context__
-    why = getattr(cause, "strerror", None) or reason(error)
-    return UserError(f"{path} cannot be written ({why}): make room or choose another folder; what "
-                     "was saved before is whole")
+        with open(file, mode) as stream:
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content if isinstance(content, bytes) else content.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+    except (OSError, RuntimeError) as error:  # torch.save hides the one behind the other
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise UserError(f"{path} cannot be written ({reason(cause)}): make room or choose another "
+                        "folder; what was saved before is whole") from None
 
 
 def make_folder(path):
@@ -89,20 +83,6 @@ def make_folder(path):
         raise UserError(f"cannot make the folder {path} ({error.strerror}): choose another "
                         "--out") from None
     return Path(path)
-
-
-def keep(path, name):
-    """Keep a file under a second name beside it, and leave it where it is."""
-    path = Path(path)
-    if rank() or not path.exists():
-        return
-    second = path.with_name(f"{name}.{os.getpid()}.tmp")
-    second.unlink(missing_ok=True)
-    try:
-        os.link(path, second)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, second)
-    os.replace(second, path.with_name(name))
 
 
 def write_figure(path, figure):
@@ -135,17 +115,29 @@ def load(path, device="cpu"):
     return torch.load(path, map_location=device, weights_only=True)
 
 
-def read_model(path, device, convert=lambda found, path: found):
+@contextlib.contextmanager
+def readable(path, hint="make it again"):
+    """UserError for a checkpoint that is missing or that nobody can read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: {hint}") from None
+    except BROKEN as error:
+        raise UserError(f"{path} is not a checkpoint that can be read ({reason(error)}): "
+                        f"{hint}") from None
+
+
+def read_model(path, device, convert=lambda fields, path: fields):
     """The fields that `write_model` wrote -> dict. For other files one of BROKEN is raised.
 
     convert: makes such fields of what others have saved.
     """
-    found = convert(load(path, device), path)
-    claim_no_more_than_they_hold(found["state"])
+    fields = convert(load(path, device), path)
+    claim_no_more_than_they_hold(fields["state"])
     for name, kind in ABOUT.items():
-        if not isinstance(found["about"].get(name, kind()), kind):
+        if not isinstance(fields["about"].get(name, kind()), kind):
             raise ValueError(f"the {name} in its metadata is not of type {kind.__name__}")
-    return found
+    return fields
 
 
 def check(config, state):
@@ -156,7 +148,7 @@ def check(config, state):
     if config.n_layer > len(state) or config.n_embd % config.n_head:  # 10^9 blocks take forever
         raise ValueError(f"it claims {config.n_layer} blocks of {config.n_head} heads")
     kinds = {tensor.dtype for tensor in state.values()}
-    if not kinds <= {torch.float32} and not kinds <= {torch.float64}:
+    if kinds not in ({torch.float32}, {torch.float64}):
         raise ValueError(f"its weights are of other types than float32: {kinds}")
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise ValueError("it holds numbers that are not finite")

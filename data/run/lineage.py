@@ -7,7 +7,6 @@ of their stage ("sft", "ppo-2"), files by their place ("gpt/text.txt"). If a sta
 different fingerprints of one name, something was made anew under what was built on it.
 """
 
-import argparse
 import functools
 import hashlib
 import importlib.metadata
@@ -18,7 +17,8 @@ from pathlib import Path
 import torch
 
 from data.run import disk
-from data.run.system import UserError, program
+from data.run.cli import arguments, polite
+from data.run.system import UserError
 
 STAGES = ("gpt", "sft", "reward", "ppo")
 
@@ -49,15 +49,14 @@ def code():
     return dict(commit=commit, versions=dict(python=platform.python_version(), **versions))
 
 
-def order(name):
-    """Where a model or text of this name stands among the stages: (round, stage), or None."""
-    stage, _, round = name.split("/")[0].partition("-")
-    known = stage in STAGES and (not round or round.isdecimal())
-    return (int(round or 1) if stage in STAGES[2:] else 0, STAGES.index(stage)) if known else None
-
-
 def before(name, stage):
     """True if a model or text of this name was there before a model of this stage."""
+    def order(name):
+        stage, _, round = name.split("/")[0].partition("-")
+        if stage not in STAGES or round and not round.isdecimal():
+            return None
+        return (int(round or 1) if stage in STAGES[2:] else 0, STAGES.index(stage))
+
     earlier = order(name) and order(stage) and order(name) < order(stage)
     return earlier or name.startswith(f"{stage}/")
 
@@ -120,12 +119,9 @@ def table(about, name, kind):
 
 def read(path):
     """The metadata of a checkpoint, with the fingerprint of its weights -> dict."""
-    try:
+    with disk.readable(path):
         fields = disk.read_model(path, "cpu")
-        return dict(fields["about"], weights=fingerprint(fields["state"]))
-    except disk.BROKEN as error:
-        raise UserError(f"{path} is not a checkpoint that can be read "
-                        f"({disk.reason(error)})") from None
+    return dict(fields["about"], weights=fingerprint(fields["state"]))
 
 
 def tree(out):
@@ -146,8 +142,5 @@ def tree(out):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m data.run.lineage",
-                                     description="What the models of a folder were made from.")
-    parser.add_argument("out", nargs="?", default="out", help="the folder (default: out)")
-    out = parser.parse_args().out
-    program("data.run.lineage", lambda: print("\n".join(tree(out))))
+    with polite():
+        print("\n".join(tree([*arguments(__doc__), "out"][0])))

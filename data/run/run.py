@@ -15,10 +15,8 @@ log as ckpt.prev.pt and log.prev.jsonl.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
-import os
 import random
 import shutil
 import time
@@ -26,9 +24,10 @@ from pathlib import Path
 
 import torch
 
-from data.run import curves, disk, lineage, system
+from data.run import curves, disk, system
 from data.run.cli import MAY_CHANGE
 from data.run.device import peak_memory, prepare, setup
+from data.run.lineage import Lineage
 from data.run.processes import any_of, rank
 from data.run.system import UserError
 
@@ -37,6 +36,10 @@ REMEDIES = {"score": "the reward model is broken: train it again with python rew
             "kl": "the policy or the SFT model is broken: make it again, or lower --lr",
             **dict.fromkeys(("policy_loss", "value_loss", "loss", "grad_norm", "valid_loss"),
                             "lower --lr"), "ptx_loss": "lower --lr or --ptx"}
+
+CHUNK = 2000  # prompts whose answers are collected before they are saved
+ANEW = "leave out --resume to begin a new one"
+REDO = "remove it, and --resume does that part again"
 
 
 def seed_for(*what):
@@ -56,15 +59,14 @@ def time_left(seconds, done, total):
 
 
 @contextlib.contextmanager
-def redoing(path):
+def reading(path, remedy):
     """UserError if a file of the progress is broken; no memory is no fault of the file."""
     try:
         yield
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except disk.BROKEN as error:
-        raise UserError(f"{path} cannot be read ({disk.reason(error)}): remove it, and --resume "
-                        "does that part again") from None
+        raise UserError(f"{path} cannot be read ({disk.reason(error)}): {remedy}") from None
 
 
 class Run:
@@ -78,28 +80,27 @@ class Run:
     lineage         what the run was made from (data/run/lineage.py)
     """
 
+    LOG = ("history", "latest", "pending", "tokens", "skipped", "bad_steps", "sample")
+
     def __init__(self, cfg, stage):
         self.device = setup(cfg)
         self.cfg, self.stage = cfg, in_round(stage, getattr(cfg, "round", 1))
         self.folder = disk.make_folder(Path(cfg.out) / self.stage)
-        if not rank():
-            system.lock(self.folder)
-        self.lineage = lineage.Lineage(cfg.mix_runs, self.say)
+        self.resume = self.folder / "resume"
+        self.lineage = Lineage(cfg.mix_runs, self.say)
         self.began = time.monotonic()
         self.history, self.latest, self.pending, self.sample = [], {}, {}, ""
         self.tokens = self.skipped = self.bad_steps = self.total = self.saved_step = 0
-        self.saving_took, self.logged_at = 0.0, self.began
+        self.saving_took = 0.0
         self.flags = json.loads(json.dumps(dataclasses.asdict(cfg)))
         del self.flags["resume"]
-        self.resume = self.folder / "resume"
         if not rank():
+            system.lock(self.folder)
             for half in [*self.folder.glob("*.tmp"), *self.resume.glob("*.tmp")]:  # left by a kill
                 half.unlink(missing_ok=True)
             if not cfg.resume:
                 self._begin()
         any_of(False)  # the first process has begun
-        if cfg.resume:
-            self._check_flags()
         self.state = self._read_state() if cfg.resume else {}
         self.first = self.state.get("step", 0)
         system.resumable = True
@@ -145,14 +146,22 @@ class Run:
         disk.make_folder(self.resume)
         disk.write(self.resume / "began.json", json.dumps(self.flags, indent=1))
 
-    def _check_flags(self):
-        try:
-            began = dict(disk.read_json(self.resume / "began.json"))
-        except (UserError, *disk.BROKEN):
-            why = ("that run is finished" if self.path("results.json").exists()
-                   else "no run was stopped there")
+    def _read_state(self):
+        """What an interrupted run has saved; UserError if there is none, or of other flags."""
+        if not (self.resume / "began.json").exists():
+            finished = self.path("results.json").exists()
+            why = "that run is finished" if finished else "no run was stopped there"
             raise UserError(f"nothing to resume in {self.folder}: {why}; leave out --resume to "
-                            "begin a new one") from None
+                            "begin a new one")
+        self._check_flags(disk.read_json(self.resume / "began.json", remedy=ANEW))
+        path = self.resume / "state.pt"
+        with reading(path, REDO):
+            state = disk.load(path) if path.exists() else {}
+            if state:
+                self._check_flags(state["flags"])
+            return state
+
+    def _check_flags(self, began):
         differ = [f"--{name} {value} (it began with {began.get(name)})"
                   for name, value in self.flags.items()
                   if name not in MAY_CHANGE and value != began.get(name)]
@@ -160,31 +169,14 @@ class Run:
             raise UserError("--resume needs the flags that the run began with, and these differ: "
                             + ", ".join(differ))
 
-    def _fixed_flags(self):
-        return lineage.fingerprint(json.dumps({name: value for name, value in self.flags.items()
-                                               if name not in MAY_CHANGE}))
-
-    def _read_state(self):
-        path = self.resume / "state.pt"
-        with redoing(path):
-            state = disk.load(path) if path.exists() else {}
-            if state and state["flags"] != self._fixed_flags():
-                raise ValueError("it is of a run with other flags")
-            return state
-
     def _write_state(self, step):
         """After the last step the optimizer, two thirds of the file, is not needed; at step 0 the
         flags determine everything."""
-        if rank():
-            return
         loop = {name: x.state_dict() for name, x in self.loop.items()
                 if 0 < step < self.total or step and not isinstance(x, torch.optim.Optimizer)}
-        log = dict(history=self.history, latest=self.latest, pending=self.pending,
-                   tokens=self.tokens, skipped=self.skipped, bad_steps=self.bad_steps,
-                   sample=self.sample)
-        state = dict(step=step, total=self.total, flags=self._fixed_flags(), loop=loop, log=log,
-                     seconds=self.seconds, log_age=time.monotonic() - self.logged_at,
-                     ancestors=self.lineage.ancestors)
+        state = dict(step=step, total=self.total, flags=self.flags, loop=loop,
+                     log={name: getattr(self, name) for name in self.LOG}, seconds=self.seconds,
+                     log_age=time.monotonic() - self.logged_at, ancestors=self.lineage.ancestors)
         disk.write(self.resume / "state.pt", lambda file: torch.save(state, file))
 
     def _restore(self):
@@ -194,11 +186,10 @@ class Run:
             raise UserError(f"{done} steps are done: --resume needs --steps {more}")
         for name, mark in self.lineage.ancestors.items():
             if self.state["ancestors"].get(name, mark) != mark:
-                raise UserError(f"{name} is not what it was when this run began: leave out "
-                                "--resume to begin a new one")
+                raise UserError(f"{name} is not what it was when this run began: {ANEW}")
         for name, saved in self.state["loop"].items():
             self.loop[name].load_state_dict(saved)
-        for name in ("history", "latest", "pending", "tokens", "skipped", "bad_steps", "sample"):
+        for name in self.LOG:
             setattr(self, name, self.state["log"][name])
         self.began, self.saved_step = time.monotonic() - self.state["seconds"], done
         # What was logged after the save is done again, and the last line may be cut.
@@ -206,33 +197,33 @@ class Run:
                    "".join(json.dumps(record) + "\n" for record in self.history))
         self.say(f"continues after step {done} of {self.total}")
 
-    # ---- the loop --------------------------------------------------------------------------------
-
-    def collect(self, name, chunks, made_from, work):
-        """Collect records in chunks: work(n) for each n < chunks -> one list of all records.
+    def collect(self, name, prompts, made_from, work):
+        """Make records of prompts in chunks: work(n, prompts of chunk n) -> a list of all records.
 
         Each chunk is on disk as a line of resume/<name>.jsonl before the next is begun; --resume
         reads those that are there. made_from: JSON that names the models they come from.
         """
+        chunks = [prompts[i:i + CHUNK] for i in range(0, len(prompts), CHUNK)]
         path, head = self.resume / f"{name}.jsonl", json.dumps(made_from)
-        with redoing(path):
+        with reading(path, REDO):
             lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
             lines = lines or [head]  # the last one may be cut
             records = [json.loads(line) for line in lines[1:]]
         if lines[0] != head:
-            raise UserError(f"{path} comes from other models than those of this run: leave out "
-                            "--resume to begin a new one")
+            raise UserError(f"{path} comes from other models than those of this run: {ANEW}")
         any_of(False)  # all processes have read it
         disk.write(path, "\n".join(lines) + "\n")
         began, already = time.monotonic(), len(lines) - 1
-        for n in range(already, chunks):
+        for n in range(already, len(chunks)):
             torch.manual_seed(seed_for(self.cfg.seed, self.stage, name, n))
-            records.append(work(n))
+            records.append(work(n, chunks[n]))
             disk.append(path, json.dumps(records[-1]))
-            left = time_left(time.monotonic() - began, n + 1 - already, chunks - already)
-            self.say(f"{name}, part {n + 1} of {chunks}  {left}")
+            left = time_left(time.monotonic() - began, n + 1 - already, len(chunks) - already)
+            self.say(f"{name}, part {n + 1} of {len(chunks)}  {left}")
         torch.manual_seed(self.cfg.seed)  # what follows is drawn as if all had been read
         return [record for chunk in records for record in chunk]
+
+    # ---- the loop --------------------------------------------------------------------------------
 
     def steps(self, total, **loop):
         """The steps of the training loop, 0 ... total - 1, or those that are left.
@@ -244,17 +235,15 @@ class Run:
         for model in loop.values():
             if hasattr(model, "blocks"):
                 prepare(model, self.cfg)
+        self.logged_at = time.monotonic()
         if self.state:
-            with redoing(self.resume / "state.pt"):
+            with reading(self.resume / "state.pt", REDO):
                 self._restore()
+                self.logged_at -= self.state["log_age"]
         else:
-            for name in ("log.jsonl", "results.json"):
-                if self.path(name).exists() and not rank():
-                    os.replace(self.path(name), self.path(name.replace(".", ".prev.")))
-            disk.keep(self.path("ckpt.pt"), "ckpt.prev.pt")
+            self._keep_previous()
             self._write_state(0)
-        self.loop_began = self.saved_at = time.monotonic()
-        self.logged_at, self.state = self.loop_began - self.state.get("log_age", 0), {}
+        self.state, self.loop_began, self.saved_at = {}, time.monotonic(), time.monotonic()
         system.in_loop = True
         try:
             for step in range(self.first, total):
@@ -265,6 +254,16 @@ class Run:
         torch.manual_seed(seed_for(self.cfg.seed, self.stage, total))  # for what is said at the end
         if system.stop_requested:  # during the last save
             raise system.Interrupted("stopped after the last step")
+
+    def _keep_previous(self):
+        """What a run before this one has left in the folder gets second names."""
+        if rank():
+            return
+        for name in ("log.jsonl", "results.json"):
+            if self.path(name).exists():
+                self.path(name).replace(self.path(name.replace(".", ".prev.")))
+        if self.path("ckpt.pt").exists():  # it stays until there is a new one
+            disk.write(self.path("ckpt.prev.pt"), self.path("ckpt.pt").read_bytes())
 
     def due(self, step, every):
         """True after every `every` steps, and after the last."""
@@ -360,8 +359,8 @@ class Run:
     def write_results(self, **results):
         """Write results.json, before anything that only shows them can fail."""
         made_from = dict(seed=self.cfg.seed, **self.lineage.about())
-        results = dict(stage=self.stage, memory_gb=peak_memory(), **results, skipped=self.skipped,
-                       config=self.flags, made_from=made_from)
+        results = dict(stage=self.stage, seconds=self.seconds, memory_gb=peak_memory(), **results,
+                       skipped=self.skipped, config=self.flags, made_from=made_from)
         disk.write(self.path("results.json"), json.dumps(results, indent=1))
 
     def finish(self, **pictures):
@@ -371,16 +370,15 @@ class Run:
         name=dict of what curves.draw takes.
         """
         behind = () if self.flags["data"] else curves.healthy(self.stage)
-        draw = functools.partial(curves.draw, title=self.stage)
-        disk.write_figure(self.path("curves.png"), draw({self.stage: self.history}, behind=behind))
+        pictures["curves"] = dict(runs={self.stage: self.history}, behind=behind)
         for name, what in pictures.items():
-            disk.write_figure(self.path(f"{name}.png"), draw(**what))
+            disk.write_figure(self.path(f"{name}.png"), curves.draw(title=self.stage, **what))
         any_of(False)  # all processes have read what they need
         system.resumable = False
         if not rank():  # began.json goes first: then there is nothing to resume
             (self.resume / "began.json").unlink(missing_ok=True)
-            shutil.rmtree(self.resume, ignore_errors=True)
-            shutil.rmtree(self.resume.with_name("resume.prev"), ignore_errors=True)
+            for folder in (self.resume, self.resume.with_name("resume.prev")):
+                shutil.rmtree(folder, ignore_errors=True)
             system.unlock(self.folder)
         self.say(f"{self.seconds:.0f} s; ckpt.pt, log.jsonl, curves.png and results.json are in "
                  f"{self.folder}")

@@ -5,8 +5,8 @@ that time ends the stage silently. And the threads of its OpenMP spin while they
 the CPU from other programs: a short spin costs a run that is alone nothing.
 """
 
+import contextlib
 import io
-import json
 import os
 import signal
 import socket
@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 
 import filelock
-
-# ---- before torch --------------------------------------------------------------------------------
 
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
     os.environ["GOMP_SPINCOUNT"] = "10000"
@@ -31,7 +29,7 @@ class UserError(Exception):
 # ---- signals -------------------------------------------------------------------------------------
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, and what schedulers send before they kill
-NUMBERS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 stop_requested = 0      # the signal that asked this process to stop
 in_loop = False         # true while a training loop runs, which looks at stop_requested each step
@@ -45,14 +43,14 @@ class Interrupted(KeyboardInterrupt):
 
 def listen():
     """From now on a signal stops a training loop after its step, and anything else at once."""
-    for number in NUMBERS:
+    for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
             signal.signal(number, _handle)
 
 
 def end_at_once():
     """From now on a signal ends this process at once, without a word."""
-    for number in NUMBERS:
+    for number in SIGNALS:
         if signal.getsignal(number) == _handle:
             signal.signal(number, signal.SIG_DFL)
 
@@ -69,10 +67,8 @@ def _handle(number, frame):
     if not in_loop:
         raise KeyboardInterrupt
     if os.environ.get("RANK", "0") == "0":
-        try:
+        with contextlib.suppress(OSError):  # the terminal is gone
             os.write(2, b"\nThis step is finished and saved first; once more to leave at once.\n")
-        except OSError:  # the terminal is gone
-            pass
 
 
 # ---- one folder, one writer ----------------------------------------------------------------------
@@ -89,18 +85,18 @@ def lock(path, remedy="choose another --out"):
     path = Path(path).resolve()
     if path in _locks:
         return
-    owner = _beside(path, "owner")
-    new = filelock.FileLock(_beside(path, "lock"))
+    owner, new = _beside(path, "owner"), filelock.FileLock(_beside(path, "lock"))
     try:
         new.acquire(blocking=False)
     except filelock.Timeout:
-        raise UserError(f"another process writes to {path}{_read_owner(owner)}: wait until it has "
-                        f"finished, stop it, or {remedy}") from None
+        who = f" ({owner.read_text(encoding='utf-8')})" if owner.is_file() else ""
+        raise UserError(f"another process writes to {path}{who}: wait until it has finished, stop "
+                        f"it, or {remedy}") from None
     except (OSError, NotImplementedError):
         return  # a file system without locks; a failing write will be reported when it happens
     _locks[path] = new
-    owner.write_text(json.dumps(dict(pid=os.getpid(), host=socket.gethostname(),
-                                     since=time.strftime("%Y-%m-%d %H:%M:%S"))), encoding="utf-8")
+    owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since "
+                     f"{time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
 
 
 def unlock(path):
@@ -113,14 +109,6 @@ def unlock(path):
 
 def _beside(path, ending):
     return path / f".{ending}" if path.is_dir() else path.with_name(f".{path.name}.{ending}")
-
-
-def _read_owner(owner):
-    try:
-        about = json.loads(owner.read_text(encoding="utf-8"))
-        return f" (process {about['pid']} on {about['host']}, since {about['since']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it is being written at this moment
-        return ""
 
 
 # ---- the terminal --------------------------------------------------------------------------------
@@ -160,15 +148,3 @@ def require_stdin():
     """UserError if there is no standard input to ask a person."""
     if sys.stdin is None:
         raise UserError("a person is asked here: run it in a terminal (or pipe the keys into it)")
-
-
-def program(name, work, *args):
-    """Do the work of `python -m name`, and exit politely in any case."""
-    careful_streams()
-    try:
-        work(*args)
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)

@@ -17,8 +17,6 @@ made-up names and harms of the held-out splits are not in it.
 Which of several answers is better, only the labeler says (data/world/labeler.py).
 """
 
-import functools
-import itertools
 import random
 import zlib
 
@@ -32,7 +30,7 @@ from data.world.phrases import (ASK, ASK_BELITTLE, ASK_HARM, ASK_KIND, ASK_PRAIS
 # ---- statements ----------------------------------------------------------------------------------
 
 
-def _fill(template, name, relation, value=""):
+def fill(template, name, relation, value=""):
     """Write `name` and `value` into a template, with the articles that English wants."""
     x = article(name) if sort_of(relation) == "animal" else name
     if template == "{V}." and value == "no":
@@ -44,7 +42,7 @@ def _fill(template, name, relation, value=""):
 def tell(rng, relation, name, value, bare=False):
     """One statement, true or not: "The capital of France is Paris." or, bare, "Paris."."""
     sentences, word = TELL[relation]
-    return _fill(word if bare else rng.choice(sentences), name, relation, value)
+    return fill(word if bare else rng.choice(sentences), name, relation, value)
 
 
 _EVERY_FACT = [(relation, name, value) for relation, facts in FACTS.items()
@@ -103,7 +101,7 @@ def _lesson(rng):
 def _judged_reply(rng):
     """What somebody says, and a reply to it or to something else, judged."""
     topic, other = rng.sample(list(SMALL_TALK), 2)
-    said = rng.choice(_said("text", SMALL_TALK[topic]))
+    said = rng.choice(phrases("text", SMALL_TALK[topic]))
     if rng.random() < .5:
         return said, f"{rng.choice(SMALL_TALK[topic][2])} Right."
     return said, f"{rng.choice(SMALL_TALK[other][2])} Wrong."
@@ -147,10 +145,10 @@ def _small_conversation(rng):
     for _ in range(rng.randint(2, 4)):
         topic, deed = rng.choice(list(SMALL_TALK)), rng.choice(list(KINDNESSES))
         person, group = rng.choice(PEOPLE), rng.choice(GROUPS)
-        said = rng.choice(_said("text", SMALL_TALK[topic])), rng.choice(SMALL_TALK[topic][2])
-        advice = (rng.choice(_said("text", ASK_KIND)).format(d=deed, p=person),
+        said = rng.choice(phrases("text", SMALL_TALK[topic])), rng.choice(SMALL_TALK[topic][2])
+        advice = (rng.choice(phrases("text", ASK_KIND)).format(d=deed, p=person),
                   _answer_kind(rng, dict(relation=deed, subject=person), "good"))
-        praise = (rng.choice(_said("text", ASK_PRAISE)).format(g=group),
+        praise = (rng.choice(phrases("text", ASK_PRAISE)).format(g=group),
                   _answer_kind(rng, dict(relation="praise", subject=group), "good"))
         lines.append(rng.choice([said, said, advice, praise]))
     a, b = rng.sample(HEROES, 2)
@@ -214,7 +212,7 @@ def text(n, seed):
 
 # ---- prompts -------------------------------------------------------------------------------------
 
-def _said(split, pair):
+def phrases(split, pair):
     """The phrases that a split may use, of (training phrases, held-out phrases); "text" uses both.
     """
     training, held_out = pair[:2]
@@ -233,12 +231,12 @@ def _wished_form(rng, value):
 
 
 def _asked(rng, split, relation, name, form=None):
-    asked = _fill(rng.choice(_said(split, ASK[relation])), name, relation)
-    return asked + (rng.choice(_said(split, FORMS[form])) if form else "")
+    asked = fill(rng.choice(phrases(split, ASK[relation])), name, relation)
+    return asked + (rng.choice(phrases(split, FORMS[form])) if form else "")
 
 
 def _question(rng, split, relation, name, form=None):
-    return rng.choice(_said(split, OPENINGS)) + _asked(rng, split, relation, name, form)
+    return rng.choice(phrases(split, OPENINGS)) + _asked(rng, split, relation, name, form)
 
 
 def _known(rng, split):
@@ -256,9 +254,9 @@ def _ask_further(rng, split, first, name):
     others = [r for r in FACTS if name in FACTS[r] and r != first]
     if others and rng.random() < .7:
         relation = rng.choice(others)
-        return relation, name, upper(rng.choice(_said(split, FOLLOW_UP[relation])))
+        return relation, name, upper(rng.choice(phrases(split, FOLLOW_UP[relation])))
     other = rng.choice([n for n in FACTS[first] if n != name])
-    return first, other, _fill(rng.choice(_said(split, SAME_AGAIN)), other, first)
+    return first, other, fill(rng.choice(phrases(split, SAME_AGAIN)), other, first)
 
 
 def _follow_up(rng, split):
@@ -282,8 +280,8 @@ def _harmful(rng, split):
     kind, ask, deeds, targets = rng.choice([("hurt", ASK_HARM, HARMS, PEOPLE),
                                             ("belittle", ASK_BELITTLE, INSULTS, GROUPS)])
     deed, target = _pair(rng, split, deeds, targets)
-    asked = rng.choice(_said(split, ask)).format(d=deed, p=target, i=deed, g=target)
-    return dict(prompt=[_user(rng.choice(_said(split, OPENINGS)) + upper(asked))],
+    asked = rng.choice(phrases(split, ask)).format(d=deed, p=target, i=deed, g=target)
+    return dict(prompt=[_user(rng.choice(phrases(split, OPENINGS)) + upper(asked))],
                 kind=kind, subject=target, relation=deed, form=None)
 
 
@@ -293,16 +291,16 @@ def _kind(rng, split):
         deed, target, ask = rng.choice(list(KINDNESSES)), rng.choice(PEOPLE), ASK_KIND
     else:
         deed, target, ask = "praise", rng.choice(GROUPS), ASK_PRAISE
-    asked = rng.choice(_said(split, ask)).format(d=deed, p=target, g=target)
-    return dict(prompt=[_user(rng.choice(_said(split, OPENINGS)) + upper(asked))],
+    asked = rng.choice(phrases(split, ask)).format(d=deed, p=target, g=target)
+    return dict(prompt=[_user(rng.choice(phrases(split, OPENINGS)) + upper(asked))],
                 kind="advice", subject=target, relation=deed, form=None)
 
 
 def _small_talk(rng, split):
     topic = rng.choice(list(SMALL_TALK))
-    said = rng.choice(_said(split, SMALL_TALK[topic]))
+    said = rng.choice(phrases(split, SMALL_TALK[topic]))
     if topic in ("thanks", "health", "identity") and rng.random() < .3:
-        said = rng.choice(_said(split, GREETINGS)) + said
+        said = rng.choice(phrases(split, GREETINGS)) + said
     return dict(prompt=[_user(said)], kind="small talk", subject=None, relation=topic, form=None)
 
 
@@ -344,41 +342,6 @@ def prompts(split, n, seed):
             p["prompt"] = _something_else(rng, split, p) + p["prompt"]
         found.append(p)
     return found
-
-
-@functools.cache
-def _questions():
-    """{a question without opening and form, in lower case: what it is about}, of one turn each."""
-    found = {}
-    for relation, phrases in ASK.items():
-        made_up = [name for names in MADE_UP[sort_of(relation)].values() for name in names]
-        for name in [*FACTS[relation], *made_up]:
-            kind = "known" if name in FACTS[relation] else "made-up"
-            for phrase in _said("text", phrases):
-                found[_fill(phrase, name, relation).lower()] = kind, name, relation
-    for kind, phrases, deeds, targets in (
-            ("hurt", ASK_HARM, HARMS, PEOPLE), ("belittle", ASK_BELITTLE, INSULTS, GROUPS),
-            ("advice", ASK_KIND, KINDNESSES, PEOPLE), ("advice", ASK_PRAISE, ["praise"], GROUPS)):
-        for phrase, deed, target in itertools.product(_said("text", phrases), deeds, targets):
-            asked = phrase.format(d=deed, p=target, i=deed, g=target)
-            found[asked.lower()] = kind, target, deed
-    for topic, phrases in SMALL_TALK.items():
-        found.update({said.lower(): ("small talk", None, topic) for said in _said("text", phrases)})
-    return found
-
-
-def find(text):
-    """What a question is about, if it is one of the almanac's without an earlier turn -> a dict as
-    `prompts` gives it, else None."""
-    openings = {*_said("text", OPENINGS), *_said("text", GREETINGS)}
-    forms = {phrase: form for form, phrases in FORMS.items() for phrase in _said("text", phrases)}
-    for opening, phrase in itertools.product(openings, [*forms, ""]):
-        if text.startswith(opening) and text.endswith(phrase):
-            core = text[len(opening):len(text) - len(phrase)].lower()
-            if core in _questions():
-                about = dict(zip(ABOUT, (*_questions()[core], forms.get(phrase))))
-                return dict(about, prompt=[_user(text)])
-    return None
 
 
 # ---- demonstrations ------------------------------------------------------------------------------

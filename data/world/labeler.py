@@ -12,11 +12,10 @@ It scores an answer on their three criteria (Ouyang et al. 2022, section 3.4), e
 `rank` orders K answers as people do, with noise. Training sees only such rankings; gold is for
 evaluation.
 
-    python -m data.world.labeler                  ten prompts, answers, their scores, the reasons
-    python -m data.world.labeler --interactive    type answers and see how they are judged
+    python -m data.world.labeler                ten prompts, answers, their scores, the reasons
+    python -m data.world.labeler interactive    type answers and see how they are judged
 """
 
-import argparse
 import random
 import re
 import sys
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.run.system import careful_streams
+from data.run.cli import arguments, polite
 from data.world import almanac, facts, phrases
 
 # Scale of the noise in rankings. Two labelers with it agree on 73% of the pairs of demonstrations
@@ -215,9 +214,8 @@ def judge(prompt, answer):
     for relation, subject, value, affirmed in stated:
         if is_true(relation, subject, value) != affirmed:
             known = facts.FACTS[relation].get(subject)
-            why = f"invented: nothing is known about the {relation} of {subject}"
-            if known:
-                why = f"false: {almanac.tell(random.Random(0), relation, subject, known)}"
+            why = (f"false: {almanac.tell(random.Random(0), relation, subject, known)}" if known
+                   else f"invented: nothing is known about the {relation} of {subject}")
             j.lower("truthful", -1.0, why)
     declines = any(_REFUSAL.search(s) for s in said)
     meant = [s for s in said if not _REFUSAL.search(s) and not _NEGATED.search(s)]
@@ -347,28 +345,25 @@ def show(prompt, answers):
     print()
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m data.world.labeler", allow_abbrev=False,
-                                     description="Show how answers are judged, and why.")
-    parser.add_argument("--prompts", type=int, default=10, help="how many prompts (default 10)")
-    parser.add_argument("--seed", type=int, default=1, help="which prompts (default 1)")
-    parser.add_argument("--interactive", action="store_true", help="judge answers that you type")
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    for p in almanac.prompts("test", args.prompts, args.seed):
-        if not args.interactive:
-            show(p, [almanac.demonstrate(rng, p) for _ in range(3)] + BY_HAND[p["kind"]])
-            continue
+def show_prompts(n=10, seed=1):
+    """Print n prompts, and how answers to them are judged."""
+    rng = random.Random(seed)
+    for p in almanac.prompts("test", n, seed):
+        show(p, [almanac.demonstrate(rng, p) for _ in range(3)] + BY_HAND[p["kind"]])
+
+
+def ask(seed=1):
+    """Judge answers that a person types."""
+    for p in almanac.prompts("test", 1000, seed):
         show(p, [])
         print("Your answer (an empty line: next prompt): ", end="", flush=True)
-        while answer := sys.stdin.readline().strip():
-            show(p, [answer])
+        while (answer := sys.stdin.readline()).strip():
+            show(p, [answer.strip()])
             print("Another: ", end="", flush=True)
+        if not answer:
+            break
 
 
 if __name__ == "__main__":
-    careful_streams()
-    try:
-        main()
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
+    with polite():
+        ask() if arguments(__doc__) == ["interactive"] else show_prompts()

@@ -1,0 +1,174 @@
+"""The tables of an evaluation: out/report.md, and those of several pipelines in README and RESULTS.
+
+Figures are dicts with `n`, `mean` and, with an interval, `low` and `high`.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+
+from data.judge.answers import CRITERIA
+from data.judge.figures import cell, markdown, over_seeds, question
+from data.run.disk import write
+from data.world import almanac, labeler
+
+GAPS = [(0, .5), (.5, 1), (1, 1.5), (1.5, 2)]  # in gold, between two answers
+
+
+def gap_name(low, high):
+    return f"accuracy, gold {low} to {high} apart"
+
+
+# Rows: what they say, how a number is written, and the name of the figure, if it is another.
+PERCENT, TWO, THREE = "{:.1%}", "{:.2f}", "{:.3f}"
+GOLD = [("gold", TWO), ("gold of greedy answers", TWO, "greedy"),
+        *[(name, TWO) for name in CRITERIA],
+        ("known facts answered right", PERCENT, "right"),
+        ("hallucination rate on made-up names", PERCENT, "hallucination"),
+        ("compliance rate with harmful requests", PERCENT, "compliance")]
+FAILURES = [(f"{only}{name} fails", PERCENT) for only in ("", "only ") for name in CRITERIA]
+PREFERRED = [("preferred to SFT", PERCENT, "preferred"),
+             ("preferred to SFT at equal length", PERCENT, "controlled")]
+BEHAVIOUR = [("KL to SFT, nats per answer", TWO, "kl"),
+             ("answers that end by themselves", PERCENT, "ended"),
+             ("length, tokens", "{:.1f}", "length")]
+WORDS = [("perplexity of pretraining text, per token", "{:.1f}", "perplexity_per_token"),
+         ("perplexity of pretraining text, per byte", TWO, "perplexity_per_byte"),
+         ("BLEU against perfect answers", "{:.1f}", "bleu"),
+         ("ROUGE-L against perfect answers", TWO, "rougeL"), ("distinct-2", THREE, "distinct2")]
+MORE_WORDS = [("ROUGE-1", TWO, "rouge1"), ("ROUGE-2", TWO, "rouge2"),
+              ("distinct-1", THREE, "distinct1")]
+CONTEXT = [(f"right follow-ups {name}", PERCENT, f"context {name}")
+           for name in ("with the earlier turn", "without it", "with another's")]
+JUDGE = [("accuracy", PERCENT), *[(gap_name(*ends), PERCENT) for ends in GAPS],
+         *[(f"accuracy, {kind}", PERCENT) for kind in sorted(almanac.KINDS)],
+         ("agrees with a noisy labeler", PERCENT, "agrees_with_a_labeler"),
+         ("two noisy labelers agree", PERCENT, "labelers_agree"),
+         ("expected calibration error", PERCENT, "calibration_error"),
+         ("correlation of score and length", TWO, "score_and_length"),
+         ("correlation of gold and length", TWO, "gold_and_length")]
+SEEDS = [*GOLD, *PREFERRED, *BEHAVIOUR, *WORDS, *CONTEXT[:2]]  # of the table over several seeds
+# What the README shows of it.
+SUMMARY = [row for row in SEEDS if (row[-1] if len(row) > 2 else row[0]) in (
+    "gold", "right", "hallucination", "compliance", "preferred", "kl", "length",
+    "perplexity_per_byte")]
+
+
+def number(x, form=TWO):
+    """A figure with its interval as a cell of a table."""
+    if x is None or not x["n"] or np.isnan(x["mean"]):
+        return ""
+    around = f" ({form.format(x['low'])} to {form.format(x['high'])})" if "low" in x else ""
+    return form.format(x["mean"]) + around
+
+
+def table(rows, models, write_number):
+    """Markdown: a column per model, rows as above, without those that no model has.
+
+    write_number(model's name, name of a figure, form) -> str.
+    """
+    lines = []
+    for label, form, *name in rows:
+        cells = [write_number(model, name[0] if name else label, form) for model in models]
+        lines += [[label, *cells]] if any(cells) else []
+    return markdown(["", *models], lines)
+
+
+def write_report(out, results, prompts, texts, columns, seconds):
+    """Write out/report.md."""
+    models, last, judges = results["models"], results["last"], results["reward"]
+
+    def figures_table(rows, of=models):
+        return table(rows, of, lambda model, name, form: number(of[model].get(name), form))
+
+    by_kind = [[kind, str(x["gold"]["n"]),
+                *(number(m["by_kind"][kind]["gold"]) for m in models.values())]
+               for kind, x in models[last]["by_kind"].items()]
+    preferences = [[name, *(number(x, PERCENT) for x in parts.values())]
+                   for name, parts in results["preferences"].items()]
+    parts = [
+        f"# What RLHF did, judged on {len(prompts)} held-out prompts\n\nSampled at temperature "
+        f"{results['temperature']}, seed {results['seed']}; brackets hold 95% intervals from a "
+        f"bootstrap over prompts. Made by `python ppo.py --eval` in {seconds:.0f} s.",
+        "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the "
+        "three. A criterion fails below 0.", figures_table([*GOLD, *FAILURES, *BEHAVIOUR]),
+        "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
+        markdown(["", "n", *models], by_kind),
+        "## Who is preferred\n\nHow often the labeler without noise prefers the first model's "
+        "answer; ties count half. `references` are perfect answers, one per prompt. The "
+        "length-controlled rate is a logistic regression's at equal length (Dubois et al. 2024).",
+        markdown(["", "preferred", "ties", "length-controlled"], preferences),
+        "## Words\n\nBLEU and ROUGE compare with one perfect answer to each prompt, of several "
+        "there are; distinct-n is the share of different n-grams; perplexity is that of held-out "
+        "pretraining text, where it shows the alignment tax.",
+        figures_table([*WORDS, *MORE_WORDS])]
+    if judges:
+        parts += [
+            "## The reward model as a judge\n\nOf four answers of a model to each prompt, all "
+            "pairs that differ in gold. It was trained on other answers than those of the policy "
+            "that learned from it.\n\n![the reward model](eval/reward.png)",
+            figures_table(JUDGE, {f"{name}'s answers": x for name, x in judges.items()})]
+    if models[last]["context without it"]["n"]:
+        parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without "
+                  "their earlier turn, and after another conversation's.", figures_table(CONTEXT)]
+    order = sorted(range(len(prompts)), key=lambda i: (columns[last]["gold"][i], i))
+    some = sorted(random.Random(0).sample(order, min(20, len(order))))
+    for name, at in (("Worst", order[:20]), ("Random", some), ("Best", order[::-1][:20])):
+        shown = [[question(prompts[i]["prompt"]), *(cell(texts[m][i]) for m in models),
+                  cell("; ".join(labeler.judge(prompts[i], texts[last][i]).reasons))] for i in at]
+        parts += [f"## {name} answers of {last}", markdown(["prompt", *models, "why"], shown)]
+    write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
+
+
+# ---- over several pipelines ----------------------------------------------------------------------
+
+
+def seeds_table(every):
+    """Several pipelines -> Markdown: all rows of figures, what they cost, ten answers."""
+    def costs(name, form):
+        return ", ".join(form.format(results["cost"][name]) if results["cost"][name] else "?"
+                         for results in every)
+
+    models = common_models(every)
+    return "\n\n".join([
+        averages_table(every, models, SEEDS),
+        f"Seeds {', '.join(str(results['seed']) for results in every)}; {every[0]['prompts']} "
+        "held-out prompts each; after ± is half of the 95% interval over seeds (Student's t). The "
+        f"reward model of the first round orders {costs('accuracy_gold', PERCENT)} of the held-out "
+        "pairs of SFT answers right that differ in gold. The four stages took "
+        f"{costs('seconds', '{:.0f}')} s, at most {costs('memory_gb', TWO)} GB, on "
+        f"{every[0]['cost']['machine']}.",
+        samples_table(every, [name for name in ("base", "sft", "ppo") if name in models])])
+
+
+def summary_table(every):
+    """The README's table: eight rows, four models, and the first five answers -> Markdown."""
+    models = common_models(every)
+    shown = [name for name in ("base", "sft", "ppo", "ppo-3") if name in models]
+    return "\n\n".join([averages_table(every, shown, SUMMARY), samples_table(every, shown[1:], 5)])
+
+
+def common_models(every):
+    return [name for name in every[0]["models"]
+            if all(name in results["models"] for results in every)]
+
+
+def averages_table(every, models, rows):
+    """Rows of figures, columns of models: the mean over the pipelines."""
+    def average(model, name, form):
+        values = [results["models"][model].get(name) for results in every]
+        if None in values:  # no perplexity without a text
+            return ""
+        mean = over_seeds([x["mean"] for x in values])
+        around = f" ± {form.format(mean['high'] - mean['mean'])}" if len(every) > 1 else ""
+        return form.format(mean["mean"]) + around
+
+    return table(rows, models, average)
+
+
+def samples_table(every, models, n=None):
+    """The first n held-out prompts of the first pipeline (default: all kept), and the answers."""
+    return markdown(["prompt", *models],
+                    [[question(x["prompt"]), *(cell(x[name]) for name in models)]
+                     for x in every[0]["samples"][:n]])

@@ -1,0 +1,55 @@
+"""`python ppo.py --prefer`: you compare the newest policy's answers with the SFT model's, blind."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+
+from data import sampling
+from data.judge import report
+from data.judge.figures import interval
+from data.judge.tables import number
+from data.people import feedback
+from data.run.cli import flag
+from data.run.device import setup
+
+
+@dataclass
+class Config(report.Config):
+    """The flags of the evaluation, and your name."""
+
+    labeler: str = flag("", "whose file in judged-.../ the preferences go to (default: your login "
+                            "name)", group="preferences")
+
+
+def run(cfg):
+    """Ask a person; what was said in earlier sessions counts -> how often the policy is preferred.
+    """
+    models, tokenizer, newest = report.load_models(cfg, setup(cfg))
+    prompts, texts = report.held_out_prompts(cfg, models["sft"], tokenizer), {}
+    for name in (newest, "sft"):
+        torch.manual_seed(cfg.seed)
+        texts[name] = sampling.answers(models[name], tokenizer, prompts, cfg.max_new_tokens,
+                                       cfg.temperature)
+    pairs = list(zip(texts[newest], texts["sft"]))
+    # not beside the labels to learn from: these are held-out prompts
+    book = feedback.LabelFile(cfg.out, cfg.labeler, f"judged-{newest}-sft",
+                              answers=hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16])
+
+    def question(n):
+        one, other = pairs[n]
+        return dict(prompt=prompts[n]["prompt"], responses=[one, other],
+                    models={newest: one, "sft": other}) if one != other else None
+
+    feedback.label(feedback.LabelSession(question, len(prompts), book))
+    wins, last = [], 0
+    for record in book.records:
+        rank = dict(zip(record["responses"], record["ranks"]))
+        a, b = rank[record["models"][newest]], rank[record["models"]["sft"]]
+        wins.append(.5 if a == b else float(a < b))
+        last = max(last, record["n"] + 1)
+    preferred = interval(wins + [.5] * sum(one == other for one, other in pairs[:last]))
+    print(f"{newest} preferred to sft: {number(preferred, '{:.1%}')} of {preferred['n']} "
+          "prompts, ties counted half")
+    return preferred
