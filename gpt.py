@@ -398,7 +398,7 @@ def read_text(cfg, run):
 
 
 def next_token_loss(model, idx):
-    """Mean negative log-probability of the tokens of idx (B, T), each given those before it."""
+    """Mean of -log p of the tokens of idx (B, T), each given those before it."""
     return -token_logprobs(model, idx).mean()
 
 

@@ -108,7 +108,8 @@ def score_answers(reward, idx, lengths, mask, penalty):
     """
     ended = sampling.has_end(idx, lengths, reward.config.end)
     score = reward.score(idx, lengths - ended.long())
-    return torch.where(ended & (mask.sum(1) > 1), score, penalty)
+    has_words = mask.sum(1) > 1  # more than <|end|> alone
+    return torch.where(ended & has_words, score, penalty)
 
 
 def kl_rewards(score, logp, logp_ref, mask, beta):
@@ -175,7 +176,7 @@ class KLController:
         """kl: nats per answer, of so many answers. Without a target, beta stays."""
         if self.target:
             error = min(max(kl / self.target - 1, -.2), .2)
-            self.value *= 1 + error * answers / self.horizon
+            self.value *= 1 + error * min(answers / self.horizon, 1)
 
     def state_dict(self):
         return {"value": self.value}
@@ -210,7 +211,7 @@ def rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg):
     prompts (B, T), prompt_lengths (B,). Log-probabilities are of the forward pass that `update`
     uses, not of the sampler, so the first ratio is 1 up to rounding.
     """
-    idx, lengths = sampling.rollout(policy, prompts, prompt_lengths, cfg)
+    idx, lengths = sampling.sample_batch(policy, prompts, prompt_lengths, cfg)
     mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
     batch = Rollout(idx, lengths, mask, sampling.has_end(idx, lengths, policy.config.end))
     for part in optim.fill(batch, cfg.micro_batch):  # set on a part: copied to the batch
@@ -236,6 +237,7 @@ def update(policy, value, opt, batch, cfg, lr, text=None):
         passes.append([])
         for rows in torch.randperm(len(batch.idx)).tensor_split(cfg.minibatches):
             sums = optim.Sums()
+            # share: how many of the minibatch's tokens are the part's
             for part, share in optim.by_length(batch, rows, cfg.micro_batch):
                 logp = gpt.token_logprobs(policy, part.idx, cfg.temperature, part.mask)
                 values = value(part.idx)[:, :-1]
@@ -308,6 +310,9 @@ def first_value_model(reward):
     return value
 
 
+SHOWN = ("score", "gold", "kl", "entropy", "length")  # printed each step; log.jsonl has all figures
+
+
 def train(cfg):
     """Optimise the policy -> (policy, history). Writes out/ppo/, in later rounds out/ppo-2/ ..."""
     run = Run(cfg, "ppo")
@@ -345,9 +350,6 @@ def train(cfg):
     score = functools.partial(score_answers, reward, penalty=cfg.missing_eos_penalty)
     judge.report(cfg, run, compared, score, test, tokenizer)
     return policy, run.history
-
-
-SHOWN = ("score", "gold", "kl", "entropy", "length")  # printed each step; log.jsonl has all figures
 
 
 if __name__ == "__main__":

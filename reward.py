@@ -152,7 +152,10 @@ def rankings(cfg, run, sft_model, tokenizer):
         records, test = split(start.with_preference(cfg, run, read_comparisons(cfg.data)))
         typical = records[:500]
     else:
-        models = responders(cfg, run, sft_model, tokenizer)
+        policy = start.answering_policy(cfg, run, tokenizer)
+        # After PPO a policy is almost deterministic, and ranking identical answers teaches nothing:
+        # the SFT model writes half of them (LOG: half of the answers are the SFT model's).
+        models = [sft_model] if not policy else [policy] if cfg.round == 1 else [policy, sft_model]
         wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
         earlier = start.earlier_rankings(cfg, run, wanted)
         records = collect(cfg, run, models, tokenizer, "train", wanted)
@@ -175,21 +178,6 @@ def collect(cfg, run, models, tokenizer, split, n):
         rng = np.random.default_rng(seed_for(cfg.seed, cfg.round, split, chunk))
         return compare(respond(models, tokenizer, part, cfg), rng)
     return run.collect(f"{split}-answers", prompts, run.lineage.ancestors, ranked)
-
-
-def responders(cfg, run, sft_model, tokenizer):
-    """The models whose answers are ranked, the one that PPO trains first -> list."""
-    if not cfg.policy and cfg.round == 1:
-        return [sft_model]
-    path = cfg.policy or run.earlier("ppo", cfg.round - 1)
-    remedy = "check --policy" if cfg.policy else start.hint("ppo", cfg.round - 1)
-    policy, other, _ = start.load(run, "policy", path, hint=remedy, chosen=bool(cfg.policy),
-                                  show=True)
-    start.same_tokenizer(other, tokenizer, path, cfg.init or run.earlier("sft"),
-                         "give --init the SFT model it comes from")
-    # After PPO a policy is almost deterministic: its four answers are often identical, and ranking
-    # identical answers teaches nothing (LOG: half of the answers are the SFT model's).
-    return [policy] if cfg.round == 1 else [policy, sft_model]
 
 
 def encode(tokenizer, record, block_size):
@@ -292,15 +280,13 @@ def evaluate(model, records, examples, device):
     if not records:
         return {}
     scores, ranks = score_all(model, examples, device)
-    # By prompt, for an interval: pairs of the same prompt are not independent.
-    each = [accuracy(s[None], q[None]) for s, q in zip(scores, quality(ranks))]
-    shares, pairs = zip(*each)
-    prompt = np.repeat(np.arange(len(pairs)), pairs)
-    results = dict(accuracy=accuracy(scores, quality(ranks))[0],
-                   rankings=interval(np.repeat(shares, pairs), prompt))
+    # Pairs of one prompt are not independent: the interval is one over prompts.
+    shares, pairs = zip(*(accuracy(s[None], q[None]) for s, q in zip(scores, quality(ranks))))
+    every = interval(np.repeat(shares, pairs), np.repeat(np.arange(len(pairs)), pairs))
+    results = dict(accuracy=accuracy(scores, quality(ranks))[0], rankings=every)
     if judge.judgeable(records):
-        gold = judge.golds(records, scores.shape[1])
-        results["accuracy_gold"], results["pairs"] = accuracy(scores, gold)
+        results["accuracy_gold"], results["pairs"] = accuracy(
+            scores, judge.golds(records, scores.shape[1]))
     return results
 
 

@@ -121,7 +121,7 @@ def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noi
     return out[:, :int(lengths.max())], lengths
 
 
-def rollout(model, prompts, prompt_lengths, cfg):
+def sample_batch(model, prompts, prompt_lengths, cfg):
     """One answer to each prompt of a training batch -> idx (B, T'), lengths (B,).
 
     A row's noise follows from its number in the batch. Sampling needs about 1/8 of the memory of

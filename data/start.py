@@ -82,6 +82,18 @@ def for_reward(cfg, run, begin_chat):
     return sft_model, base, tokenizer
 
 
+def answering_policy(cfg, run, tokenizer):
+    """The policy whose answers reward.py ranks; None: those of the SFT model alone."""
+    if not cfg.policy and cfg.round == 1:
+        return None
+    path = cfg.policy or run.earlier("ppo", cfg.round - 1)
+    remedy = "check --policy" if cfg.policy else hint("ppo", cfg.round - 1)
+    model, other, _ = load(run, "policy", path, hint=remedy, chosen=bool(cfg.policy), show=True)
+    same_tokenizer(other, tokenizer, path, cfg.init or run.earlier("sft"),
+                   "give --init the SFT model it comes from")
+    return model
+
+
 def for_ppo(cfg, run):
     """The models that PPO starts from -> (policy, reference, reward model, tokenizer)."""
     sft_path, before = cfg.init or run.earlier("sft"), hint("sft")

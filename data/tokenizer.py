@@ -36,7 +36,7 @@ def train(texts, vocab_size):
     smallest in byte order.
     """
     if (size := vocab_size - len(SPECIALS)) < 256:
-        raise ValueError(f"vocab_size is {vocab_size}, less than all bytes and special tokens need")
+        raise ValueError(f"vocab_size is {vocab_size}, at least {256 + len(SPECIALS)} are needed")
     counts = Counter(word[i:i + LONGEST_WORD]
                      for text in texts for word in regex.findall(PATTERN, text)
                      for i in range(0, len(word), LONGEST_WORD))
@@ -44,7 +44,7 @@ def train(texts, vocab_size):
     # A word is a str with one character per token, so that str.split finds a pair.
     words = [word.encode().decode("latin-1") for word in counted]
     tokens = [bytes([b]) for b in range(256)]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
+    ranks = dict(zip(tokens, range(256)))
     pairs, places = defaultdict(int), defaultdict(set)  # how often, and in which words
     for i, word in enumerate(words):
         for left, right in zip(word, word[1:]):
@@ -54,8 +54,7 @@ def train(texts, vocab_size):
     def in_line(pair):  # the most frequent pair comes first
         return -pairs[pair], *(tokens[ord(part)] for part in pair), pair
 
-    heap = [in_line(pair) for pair in pairs]  # counts may be out of date
-    heapq.heapify(heap)
+    heapq.heapify(heap := [in_line(pair) for pair in pairs])  # its counts may be out of date
     while len(ranks) < size and heap:
         order, left, right, pair = heapq.heappop(heap)
         if order == 0 or -order != pairs[pair]:

@@ -113,6 +113,8 @@ def check(cfg):
         value, least = getattr(cfg, f.name), f.metadata["least"]
         if value != value:
             raise UserError(f"--{f.name} must be a number")
+        if isinstance(value, (int, float)) and 1e30 < abs(value) < float("inf"):
+            raise UserError(f"--{f.name} must be less than 1e30")
         if None not in (least, value) and value < least:
             raise UserError(f"--{f.name} must be at least {least}")
     for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"),
