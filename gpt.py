@@ -390,8 +390,8 @@ def read_text(cfg, run):
     if len(ids) <= cfg.block_size:
         raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on: too few for "
                         f"--block_size {cfg.block_size}")
-    run.keep("text.txt", "\n\n".join(documents), own=not cfg.data)
-    run.keep("held_out.txt", "\n\n".join(held_out))
+    run.keep("text.txt", records.join_text(documents), own=not cfg.data)
+    run.keep("held_out.txt", records.join_text(held_out))
     run.say(f"{len(documents):,} documents, {len(ids):,} tokens, {tokenizer.vocab_size} of them "
             "different")
     return tokenizer, ids, valid, (held_out or documents)[:5]

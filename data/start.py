@@ -222,7 +222,7 @@ def pretraining_text(cfg, run, tokenizer, block_size):
         raise UserError(f"{path} not found: name the pretraining text with --ptx_text")
     documents = records.read_text(path)
     name = f"{run.stage}/ptx_text" if cfg.ptx_text else "gpt/text.txt"
-    run.lineage.text(name, "\n\n".join(documents), "" if cfg.ptx_text else path)
+    run.lineage.text(name, records.join_text(documents), "" if cfg.ptx_text else path)
     text = gpt.one_stream(documents, tokenizer, run.device)
     if len(text) <= block_size:
         raise UserError(f"{path} has {len(text)} tokens, the context {block_size}: --ptx needs "

@@ -58,7 +58,9 @@ def test_preferences(name, record, prompt, ending, tmp_path, capsys):
 ])
 def test_demonstrations(record, prompt, tmp_path):
     path = write(tmp_path / "data.jsonl", [record])
-    assert records.read_demonstrations(path) == [dict(prompt=prompt, response="good")] and records.read_prompts(path) == [dict(prompt=prompt)]
+    *earlier, last = records.read_demonstrations(path)  # of a conversation each answer
+    assert last == dict(prompt=prompt, response="good")
+    assert len(earlier) == (len(prompt) == 3) and records.read_prompts(path)[-1] == dict(prompt=prompt)
     assert records.read_text(path) == ["\n".join([m["content"] for m in prompt] + ["good"])]
 
 
@@ -143,11 +145,23 @@ def test_a_tree_gives_a_record_for_each_question(tmp_path):
     (dict(prompt="Hi", responses=["x", "y"], ranks=[1, 2], verdict=None, chosen=None), "comparisons", dict(prompt=[USER], responses=["x", "y"], ranks=[1, 2])),
     (dict(prompt=HH.format("")[:12] + "\n\nAssistant:", completion=" x", label=1.0), "demonstrations", dict(prompt=[USER], response="x")),
     (dict(messages=[USER, *answer("x"), ASKED]), "demonstrations", dict(prompt=[USER], response="x")),
-    (dict(messages=[USER, *answer("x"), ASKED]), "prompts", dict(prompt=[USER, *answer("x"), ASKED])),
     (dict(messages=[USER, *answer("x"), ASKED]), "text", "Hi\nx\nAnd?"),
     (dict(messages=[dict(role="system", content=""), USER, *answer("x")]), "demonstrations", dict(prompt=[USER], response="x")),
     (dict(instruction="Hi", output="x", label=0), "demonstrations", dict(prompt=[USER], response="x")),
-    (dict(prompt="\n\nHuman: Hi\nAssistant:", response="x"), "demonstrations", dict(prompt=[dict(role="user", content="\n\nHuman: Hi\nAssistant:")], response="x")),
+    (dict(prompt="\n\nHuman: Hi\nAssistant:", response=" x\n"), "demonstrations",
+     dict(prompt=[USER], response="x")),
+    (dict(prompt=json.dumps([USER]), chosen=json.dumps(answer("x")), rejected=str(answer("y"))),
+     "comparisons", dict(prompt=[USER], responses=["x", "y"], ranks=[1, 2])),
+    (dict(chosen=str([USER, *answer("x")]), rejected=str([USER, *answer("y")]), prompt="Hi"),
+     "comparisons", dict(prompt=[USER], responses=["x", "y"], ranks=[1, 2])),
+    (dict(instruction="Human:Hi\nAssistant: Hello\nHuman:And?\nAssistant:", input="", output=" x"),
+     "demonstrations", dict(prompt=[USER, SAID, ASKED], response="x")),
+    (dict(prompt="And?", response="x", history=[["Hi", "Hello"]]), "demonstrations",
+     dict(prompt=[USER, SAID, ASKED], response="x")),
+    (dict(question="Sort.", context="b a", answer="x"), "demonstrations",
+     dict(prompt=[dict(role="user", content="Sort.\n\nb a")], response="x")),
+    (dict(instruction="Hi", input=float("nan"), output="x"), "demonstrations",
+     dict(prompt=[USER], response="x")),
 ])
 def test_what_was_misread(record, read, expected, tmp_path):
     assert getattr(records, f"read_{read}")(write(tmp_path / "data.json", [record] * 2)) == [expected] * 2
@@ -156,10 +170,16 @@ def test_what_was_misread(record, read, expected, tmp_path):
 @pytest.mark.parametrize("record, said", [
     (dict(prompt="Hi", response_0="x", response_1="y", better_response_id=2), "must be number 0 or 1"),
     (dict(history="Hi", human_ref_A="x", human_ref_B="y", labels=7), "must be number 0 or 1"),
-    (dict(instruction="Hi", completions=[dict(response="x", overall_score=float("nan")), dict(response="y", overall_score=1)]), "a score is not a number"),
+    (dict(instruction="Hi", completions=[dict(response="x", overall_score=float("nan")), dict(response="y", overall_score=1)]), "'overall_score'"),
     (dict(instruction="Hi", completions=[dict(response="x", overall_score=10 ** 400), dict(response="y", overall_score=1)]), "int too large"),
     (dict(messages=[USER, dict(role="tool", content="5")]), "role 'tool'"),
     (dict(chosen=HH.format(""), rejected=HH.format("y")), "one of the two conversations has no answer"),
+    (dict(messages=[USER, *answer("x")], weight=.5), '"weight" is 0.5, and only 0 and 1 are known'),
+    (dict(messages=[USER, *answer("x")], label=2), '"label" is 2, neither good'),
+    (dict(messages=[USER, *answer("x")], system="Linux"), "one word: rename the field"),
+    (dict(prompt="<|im_start|>user\nHi<|im_end|>", chosen="x", rejected="y"), "a mark of a chat templ"),
+    (dict(prompt="Hi", chosen="x </s>", rejected="y"), "a mark of a chat template"),
+    (dict(prompt="[{'role': 'user', 'content': ", chosen="x", rejected="y"), "begins as a list of mes"),
 ])
 def test_what_makes_no_sense_is_named(record, said, tmp_path):
     with pytest.raises(UserError, match=f"record 1: .*{said}"):
@@ -354,3 +374,33 @@ def test_the_real_sets():
 def test_what_the_labeler_must_know_survives_the_file(tmp_path):
     prompts = almanac.prompts("train", 200, 3)
     assert records.read_prompts(write(tmp_path / "data.jsonl", prompts)) == prompts
+
+
+def test_two_people_may_rate_one_answer_and_their_mean_counts(tmp_path):
+    rated = [dict(prompt="Hi", response=r, helpfulness=n) for r, n in (("x", 4), ("x", 0), ("y", 1))]
+    path = write(tmp_path / "data.jsonl", rated[::-1])
+    ranking, = records.read_comparisons(path)
+    assert sorted(zip(ranking["ranks"], ranking["responses"])) == [(1, "x"), (2, "y")]
+    assert {r["response"] for r in records.read_demonstrations(path)} == {"x"}
+
+
+def test_documents_end_where_the_file_says_so(tmp_path):
+    documents = ["a\n\nb", "c", "d\n\ne\n\nf"]
+    for text in ("<|endoftext|>".join(documents), records.join_text(documents)):
+        (tmp_path / "a.txt").write_text(text)
+        assert records.read_text(tmp_path / "a.txt") == documents
+    assert records.split_text(records.join_text(["a", "b"])) == ["a", "b"]
+    assert records.split_text(records.join_text(["a\n\nb"])) == ["a\n\nb"]
+    write(tmp_path / "b.jsonl", [dict(text="<s>" + "word " * 300_000 + "</s>")])  # a book in a line
+    book, = records.read_text(tmp_path / "b.jsonl")
+    assert book.startswith("word") and book.endswith("word")
+
+
+def test_quotes_with_a_backslash_and_files_of_other_kinds(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,response\n"Who said \\"hi, you\\"?","I, ""too"""\n'
+                                    .replace('""', '\\"'))
+    assert records.read_demonstrations(tmp_path / "a.csv") == [
+        dict(prompt=[dict(role="user", content='Who said "hi, you"?')], response='I, "too"')]
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match="of a kind that this code does not read"):
+        records.read_demonstrations(tmp_path / "a.xlsx")

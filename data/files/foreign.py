@@ -4,6 +4,8 @@ A record is of a format if it has the fields of the format's example, and of the
 have more. `python -m data.files.foreign` prints the formats, who reads them, and their examples:
 """
 
+import ast
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -11,8 +13,7 @@ from typing import Callable
 
 OURS = "our own format"
 # Fields that mean the same in every format.
-COMMON = {"label", "verdict", "weight", "train", "training", "system", "system_prompt", "role",
-          "content"}
+COMMON = {"verdict", "weight", "train", "training", "system", "system_prompt", "role", "content"}
 STAGES = {"text": "gpt.py", "response": "sft.py", "ranks": "reward.py", "prompt": "ppo.py"}
 WANTED = {"text": "text", "response": "answer", "ranks": "comparison", "prompt": "prompt"}
 
@@ -36,6 +37,7 @@ class Format:
     def unused(self, record):
         """The names of the fields of a record that nobody reads."""
         known = COMMON | set(self.optional) | set(names(self.example))
+        known |= {"label"} if str(record.get("label")).lower() in LABELS else set()
         return [name for name in names(record) if name not in known]
 
 
@@ -74,6 +76,7 @@ def recognise(record, field):
     """
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
+    fields = ", ".join(str(name)[:40] for name in list(record)[:12]) or "none"
     fitting = [form for form in FORMATS if form.fits(record)]
     for form in fitting:
         converted = convert(form, record)
@@ -83,9 +86,8 @@ def recognise(record, field):
         return OWN, convert(OWN, record)
     if fitting:
         raise ValueError(f"{fitting[0].name}: such records hold no {WANTED[field]} for "
-                         f"{STAGES[field]}")
-    names = ", ".join(map(str, list(record)[:12])) or "none"
-    raise ValueError(f"its fields are {names}: this is none of the formats that python -m "
+                         f"{STAGES[field]} in a field that this code knows: they hold {fields}")
+    raise ValueError(f"its fields are {fields}: this is none of the formats that python -m "
                      "data.files.foreign lists")
 
 
@@ -100,14 +102,21 @@ def convert(form, record):
     """
     converted = form.convert(record)
     every = converted if isinstance(converted, list) else [converted]
-    label = LABELS.get(str(record.get("label")).lower())
+    label = record.get("label")
     for ours in every:
-        if label and "response" in ours and "instruction" not in record:  # there it is a class
-            ours["verdict"] = label
+        if "response" in ours and "instruction" not in record:  # there a label is a class
+            if isinstance(label, (int, float)) and label not in (0, 1):
+                raise ValueError(f'"label" is {label}, neither good (1) nor bad (0): rename the '
+                                 "field if it means something else")
+            if str(label).lower() in LABELS:
+                ours["verdict"] = LABELS[str(label).lower()]
         if not is_learned(record):
             ours["weight"] = 0
         for name in ("system", "system_prompt"):
-            if isinstance(record.get(name), str) and "prompt" in ours:
+            if isinstance(record.get(name), str) and record[name] and "prompt" in ours:
+                if " " not in record[name].strip():
+                    raise ValueError(f'"{name}" is {record[name]!r}, one word: rename the field if '
+                                     "it is no system prompt")
                 ours["prompt"] = conversation([dict(role="system", content=record[name]),
                                                *ours["prompt"]])
     return every
@@ -115,8 +124,12 @@ def convert(form, record):
 
 def is_learned(part):
     """Whether a record or a message may be learned; weight 0 or a false `train` forbid it."""
-    values = [str(part.get(name)).lower() for name in ("weight", "train", "training")]
-    return not {"0", "0.0", "false"} & set(values)
+    values = {name: str(part.get(name)).lower() for name in ("weight", "train", "training")}
+    for name, value in values.items():
+        if value not in ("none", "", *LABELS):
+            raise ValueError(f'"{name}" is {value}, and only 0 and 1 are known: rename the field '
+                             "if it means something else")
+    return not {"0", "0.0", "false"} & set(values.values())
 
 
 # ---- conversations -------------------------------------------------------------------------------
@@ -134,24 +147,51 @@ def text_field(record, name):
 
 
 def is_transcript(text):
-    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+    return bool(re.match(r"\s*(Human|User):", text) and re.search(r"\n\s*Assistant:", text))
 
 
 def turns(prompt):
     """A prompt, which is a text, a transcript or a list of messages -> messages.
 
-    "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:" is a transcript.
+    "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant:" is a transcript; a list may
+    be written as a text, as tables have it.
     """
     if not isinstance(prompt, str):
         return conversation(prompt)
     if not prompt.strip():
         raise ValueError('"prompt" must not be empty')
-    if not is_transcript(prompt):
+    if messages := written_messages(prompt):
+        return conversation(messages)
+    if not is_transcript(plain_text(prompt)):
         return [{"role": "user", "content": prompt}]
-    parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + prompt.strip())
-    messages = [{"role": "user" if who == "Human" else "assistant", "content": words.strip()}
+    line_end = r"\n\n" if "\n\nAssistant:" in prompt else r"\n\s*"
+    parts = re.split(rf"{line_end}(Human|User|Assistant):", "\n\n" + prompt.strip())
+    messages = [{"role": "assistant" if who == "Assistant" else "user", "content": words.strip()}
                 for who, words in zip(parts[1::2], parts[2::2])]
     return messages if messages[-1]["content"] else messages[:-1]
+
+
+def written_messages(text):
+    """The messages that a text is written as, in JSON or in Python; None for any other text."""
+    if not re.match(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""", text):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = read(re.sub(r"\}\s+\{", "}, {", text))  # numpy writes no commas
+            return value if isinstance(value, list) else [value]
+    raise ValueError("a text that begins as a list of messages, and cannot be read as one")
+
+
+TEMPLATE = re.compile(r"<\|im_(?:start|end)\|>|<\|(?:start|end)_header_id\|>|<\|eot_id\|>"
+                      r"|\[/?INST\]|<</?SYS>>|^\s*<s>|</s>\s*$")
+
+
+def plain_text(text):
+    """The text; ValueError if somebody has put it into a chat template already."""
+    if mark := TEMPLATE.search(text):
+        raise ValueError(f"a text holds {mark[0].strip()}, a mark of a chat template: give the "
+                         "messages themselves")
+    return text
 
 
 def _message(m):
@@ -197,19 +237,19 @@ def conversation(messages):
 
 
 def answered(messages):
-    """A conversation -> its prompt and its last answer that is to be learned, if there is one.
+    """A conversation -> a demonstration for each of its answers that is to be learned.
 
-    `whole`: the conversation, if the user has spoken last: a prompt that nobody has answered.
+    The last has `whole`, all that was said; if nobody has answered the user, or nothing is to be
+    learned, it is a prompt.
     """
     roles = [_message(m)[0] for m in messages]
-    learned = [i for i, m in enumerate(messages) if roles[i] == "assistant" and is_learned(m)]
-    if learned and learned[-1] > 0:
-        last = learned[-1]
-        ours = dict(prompt=conversation(messages[:last]), response=_message(messages[last])[1])
-        return dict(ours, whole=conversation(messages)) if roles[-1] == "user" else ours
+    every = [dict(prompt=conversation(messages[:i]), response=_message(m)[1], part=True)
+             for i, m in enumerate(messages) if i and roles[i] == "assistant" and is_learned(m)]
     while roles and roles[-1] == "assistant":
         roles.pop()
-    return dict(prompt=conversation(messages[:len(roles)]))
+    if not every or len(roles) == len(messages):
+        return every + [dict(prompt=conversation(messages[:len(roles)]))]
+    return every[:-1] + [dict(every[-1], part=False, whole=conversation(messages))]
 
 
 def answer(record, name):
@@ -219,7 +259,9 @@ def answer(record, name):
         if len(messages) != 1 or messages[0]["role"] != "assistant":
             raise ValueError(f'"{name}" must be one message of the assistant')
         return messages[0]["content"]
-    return text_field(record, name)
+    if messages := written_messages(text_field(record, name)):
+        return answer({name: messages[-1:]}, name)
+    return plain_text(record[name]).strip()
 
 
 # ---- comparisons ---------------------------------------------------------------------------------
@@ -250,7 +292,7 @@ def preferred(prompt, one, other, best):
 
 def two_conversations(r):
     """Conversations that differ in their last answer -> a ranking."""
-    both = [turns(r["chosen"]), turns(r.get("rejected") or text_field(r, "rejected"))]
+    both = [turns(r["chosen"]), turns(r["rejected"])]
     if any(not messages or messages[-1]["role"] != "assistant" for messages in both):
         raise ValueError("one of the two conversations has no answer")
     (*prompt, chosen), (*other, rejected) = both
@@ -290,18 +332,30 @@ def branches(question, before=()):
 
 def question(r):
     """An instruction or a question, with its input, and an answer or two."""
-    parts = [r.get("instruction", r.get("question")), r.get("input"), r.get("context")]
-    history = [turn for both in r.get("history") or [] for turn in both]
-    before = [dict(role=("user", "assistant")[n % 2], content=text)
-              for n, text in enumerate(history)]
-    ours = {name: r[name] for name in ("chosen", "rejected") if name in r}
+    ours = {name: value for name, value in r.items() if name in QUESTION}
     ours |= {"response": r[name] for name in ("answer", "response", "output") if name in r}
-    return own(dict(ours, prompt=[*before, *turns("\n\n".join(filter(None, parts)))]))
+    ours |= {name: r[f"response_{name}"] for name in ("chosen", "rejected")
+             if f"response_{name}" in r}
+    return own(dict(ours, prompt=r.get("instruction", r.get("question"))))
+
+
+QUESTION = ("chosen", "rejected", "input", "context", "history")
 
 
 def own(r):
-    """A record of ours, checked; TRL's and KTO's are alike, with messages in the place of texts."""
-    ours = {**r, "prompt": turns(r["prompt"])}
+    """A record of ours, checked; TRL's and KTO's are alike, with messages in the place of texts.
+
+    An input or a context belongs to the question, and so does what was said before.
+    """
+    prompt = r["prompt"]
+    if isinstance(prompt, str):
+        parts = [part for part in (prompt, r.get("input"), r.get("context")) if part]
+        history = [turn for both in r.get("history") or [] for turn in both]
+        before = [dict(role=("user", "assistant")[n % 2], content=text)
+                  for n, text in enumerate(history)]
+        prompt = before + turns("\n\n".join(parts))
+    ours = {name: value for name, value in r.items() if name != "response"}
+    ours["prompt"] = turns(prompt)
     for name in ("response", "completion", "chosen"):
         if name in r:
             ours.setdefault("response", answer(r, name))
@@ -309,9 +363,8 @@ def own(r):
         ours.update(responses=[answer(r, "chosen"), answer(r, "rejected")], ranks=[1, 2])
     elif "chosen" in r:
         raise ValueError('"chosen" needs "rejected" beside it')
-    if isinstance(r["prompt"], str) and is_transcript(r["prompt"]):
-        ours |= {name: ours[name].strip() for name in ("response",) if name in ours}
-        ours |= {name: [x.strip() for x in ours[name]] for name in ("responses",) if name in ours}
+    if isinstance(r["prompt"], str) and is_transcript(r["prompt"]) and "responses" in ours:
+        ours["responses"] = [text.strip() for text in ours["responses"]]
     return ours
 
 
@@ -321,6 +374,15 @@ USER, YES, NO = [[dict(role=role, content=text)] for role, text in
                  (("user", "Hi"), ("assistant", "Yes?"), ("assistant", "No"))]
 HH = "\n\nHuman: Hi\n\nAssistant:"
 FORMATS = [
+    Format("Nectar",
+           dict(prompt=HH, answers=[dict(answer="Yes?", rank=1), dict(answer="No", rank=2)]),
+           lambda r: ranked(turns(r["prompt"]), [text_field(a, "answer") for a in r["answers"]],
+                            [-a["rank"] for a in r["answers"]])),
+    Format("MedicalGPT: a conversation and two answers",
+           dict(conversations=[{"from": "human", "value": "Hi"}], chosen="Yes?", rejected="No"),
+           lambda r: own({**r, "prompt": r["conversations"]})),
+    Format("MedicalGPT: a question and two answers",
+           dict(question="Hi", response_chosen="Yes?", response_rejected="No"), question, QUESTION),
     Format("Anthropic HH-RLHF", dict(chosen=f"{HH} Yes?", rejected=f"{HH} No"), two_conversations),
     Format("TRL and UltraFeedback binarized: two conversations",
            dict(chosen=USER + YES, rejected=USER + NO), two_conversations),
@@ -366,13 +428,13 @@ FORMATS = [
                dict(text="No", role="assistant", rank=1, replies=[])])),
            lambda r: branches(r["prompt"])),
     Format("Alpaca", dict(instruction="Sort.", input="b a", output="a b"), question,
-           ("input", "history", "chosen", "rejected")),
+           QUESTION),
     Format("Dolly", dict(instruction="Sort.", context="b a", response="a b"), question,
-           ("context",)),
-    Format("OpenOrca", dict(question="Hi", response="Yes?"), question),
-    Format("GSM8K", dict(question="Hi", answer="Yes?"), question),
+           QUESTION),
+    Format("OpenOrca", dict(question="Hi", response="Yes?"), question, QUESTION),
+    Format("GSM8K", dict(question="Hi", answer="Yes?"), question, QUESTION),
     Format("questions with two answers", dict(question="Hi", chosen="Yes?", rejected="No"),
-           question),
+           question, ("context", "input", "history")),
     Format("ShareGPT, Vicuna",
            dict(conversations=[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]),
            lambda r: answered(r["conversations"])),
@@ -380,8 +442,8 @@ FORMATS = [
     Format("documents", dict(text="A plum is a fruit."), dict),
 ]
 OWN = Format(OURS, {}, own, ("prompt", "response", "completion", "chosen", "rejected", "responses",
-                             "ranks", "rating", "text", "labeler", "left_out", "kind", "subject",
-                             "relation", "form"))
+                             "ranks", "rating", "text", "input", "context", "history", "labeler",
+                             "left_out", "kind", "subject", "relation", "form"))
 
 
 def table():

@@ -41,11 +41,28 @@ def read_text(path):
     for file in rows.files(path, (*rows.RECORDS, ".txt")):
         if rows.suffix(file) in rows.RECORDS:
             documents += _read([file], "text", _document)
-        elif paragraphs := [d.strip() for d in rows.text(file).split("\n\n") if d.strip()]:
-            documents += paragraphs
+        elif parts := split_text(rows.text(file)):
+            documents += parts
         else:
             raise UserError(f"{file} is empty: give it text, documents separated by blank lines")
     return documents
+
+
+END = "<|endoftext|>"  # which closes a document in files of several paragraphs each
+
+
+def split_text(text):
+    """A text -> its documents, which end at <|endoftext|> where that occurs, else at blank lines.
+    """
+    parts = text.replace("<|startoftext|>", "").split(END if END in text else "\n\n")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def join_text(documents):
+    """Documents -> a text that `split_text` cuts into the same ones."""
+    if any("\n\n" in document for document in documents):
+        return "".join(f"{document}\n{END}\n" for document in documents)
+    return "\n\n".join(documents)
 
 
 def read_prompts(path):
@@ -65,11 +82,11 @@ def read_demonstrations(path):
     Rankings and answers that somebody called bad are skipped.
     """
     demonstrations, best = _read(rows.files(path), "response", _demonstration), {}
-    for r in demonstrations:
-        if r["rating"] is not None:
-            prompt = json.dumps(r["prompt"])
-            best[prompt] = max(r["rating"], best.get(prompt, r["rating"]))
-    chosen = [r for r in demonstrations if r["rating"] in (None, best.get(json.dumps(r["prompt"])))]
+    means = mean_ratings(demonstrations)
+    for (prompt, _), rating in means.items():
+        best[prompt] = max(rating, best.get(prompt, rating))
+    chosen = [r for r in demonstrations if r["rating"] is None
+              or means[json.dumps(r["prompt"]), r["response"]] == best[json.dumps(r["prompt"])]]
     if len(chosen) < len(demonstrations):
         print(f"{path}: answers rated lower than another one to their prompt: "
               f"{len(demonstrations) - len(chosen):,}, skipped")
@@ -78,20 +95,32 @@ def read_demonstrations(path):
     return chosen
 
 
+def mean_ratings(records):
+    """{(prompt as JSON, response): the mean of its ratings}, as several people may rate one answer.
+    """
+    ratings = {}
+    for r in records:
+        if r.get("rating") is not None:
+            ratings.setdefault((json.dumps(r["prompt"]), r["response"]), []).append(r["rating"])
+    return {answer: sum(values) / len(values) for answer, values in ratings.items()}
+
+
 def read_comparisons(path):
     """Prompts with `responses` (list of str) and `ranks` (list of int, 1 is best).
 
     Of two rankings that one labeler gave to the same answers, the later counts. Answers to a prompt
-    that were rated one at a time become one comparison.
+    that were rated one at a time become one comparison; of several ratings the mean counts.
     """
     records, rankings, rated, beyond = _read(rows.files(path), "ranks", _comparison), {}, {}, 0
+    means = mean_ratings(records)
     for n, r in enumerate(records):
         prompt, labeler = json.dumps(r["prompt"]), r.pop("labeler", None)
         beyond += r.pop("left_out", 0)
         if "ranks" in r:
             rankings[(labeler, prompt, *sorted(r["responses"])) if labeler else n] = r
         else:
-            rated.setdefault(prompt, (r, {}))[1][r.pop("response")] = r.pop("rating")
+            response, _ = r.pop("response"), r.pop("rating")
+            rated.setdefault(prompt, (r, {}))[1][response] = means[prompt, response]
     again = sum("ranks" in r for r in records) - len(rankings)
     comparisons, alone = [*rankings.values()], 0
     for r, ratings in rated.values():
@@ -190,7 +219,8 @@ def _read(files, field, check):
         for place, row in rows.rows(path):
             lines += 1
             try:
-                record = plain(parse(row))
+                record = plain(parse(row, rows.LARGEST_VALUE if field == "text"
+                                     else rows.LONGEST_LINE))
                 form, every = foreign.recognise(record, field)
                 if not name and form is not foreign.OWN:
                     print(f"{path}: read as {form.name}")
@@ -200,6 +230,8 @@ def _read(files, field, check):
                                      f"({name})")
                 unused.update(dict.fromkeys(form.unused(record)))
                 for ours in every:
+                    if field == "text" and ours.get("part"):  # of a conversation that follows
+                        continue
                     try:
                         records.append(_for_stage(ours, field, form, check))
                     except Skip as reason:
@@ -237,11 +269,11 @@ def _refuse(bad):
     raise UserError(f"{bad[0]}{more}: mend or remove the line")
 
 
-def parse(line):
+def parse(line, longest):
     """The JSON value in the bytes of a line; what is no line is a value already."""
     if not isinstance(line, bytes):
         return line
-    if len(line) > rows.LONGEST_LINE:
+    if len(line) > longest:
         raise ValueError(f"{len(line) / 1e6:.1f} MB in one line")
     try:
         return json.loads(line.decode())
@@ -252,10 +284,11 @@ def parse(line):
 
 
 def plain(value):
-    """A value with Unix line ends, and without fields that hold null, with which tables are filled.
+    """A value with Unix line ends, and without fields that hold null or NaN, as tables are filled.
     """
     if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items() if part is not None}
+        return {name: plain(part) for name, part in value.items()
+                if part is not None and part == part}
     if isinstance(value, list):
         return [plain(part) for part in value]
     if isinstance(value, str):
@@ -266,8 +299,8 @@ def plain(value):
 
 def _for_stage(record, field, form, check):
     """What a stage needs of a record of ours; Skip if the data says that it is not for it."""
-    if field in ("prompt", "text") and "whole" in record:
-        record = {"prompt": record["whole"]}
+    if field == "text" and "whole" in record:
+        record = {"text": "\n".join(m["content"] for m in record["whole"])}
     if field != "prompt" and record.get("weight") == 0:
         raise Skip("weight 0 or a false `train`")
     if field in ("text", "response") and record.get("verdict") == "bad":
@@ -291,7 +324,7 @@ def _document(record):
     if "prompt" not in record:
         if not str(record["text"]).strip():
             raise Skip("empty text")
-        return text_field(record, "text").strip()
+        return text_field(record, "text").strip().removeprefix("<s>").removesuffix("</s>").strip()
     contents = [m["content"] for m in _prompt(record)["prompt"]]
     return "\n".join(contents + ([record["response"]] if "response" in record else [])).strip()
 

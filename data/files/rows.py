@@ -65,6 +65,9 @@ def too_large(path, most):
 
 def content(path):
     """The bytes of a file, unpacked; UserError for one that cannot be read or is too large."""
+    if Path(path).suffix in (".bz2", ".xz", ".zip", ".zst", ".xlsx", ".arrow"):
+        raise UserError(f"{path} is of a kind that this code does not read: unpack it, or save it "
+                        "as JSON lines or CSV")
     try:
         most = limit(path)
         with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
@@ -142,7 +145,9 @@ def _csv(path):
     table = text(path)
     csv.field_size_limit(LONGEST_LINE)
     delimiter = max(",;\t", key=table.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter)
+    # Spark and MySQL write \" for a quote in a text, where others write "".
+    quotes = dict(escapechar="\\", doublequote=False) if '\\"' in table else {}
+    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter, **quotes)
     try:
         for row in reader:
             if None in row:
