@@ -28,6 +28,7 @@ from data import optim
 from data.files import gpt2, records
 from data.run import disk
 from data.run.cli import Common, UserError, flag, main
+from data.run.device import matrices
 from data.run.run import Run
 from data.tokenizer import Tokenizer
 from data.tokenizer import train as train_tokenizer
@@ -49,12 +50,19 @@ class Config(Common):
     n_embd: int = flag(128, "channels", least=1)
     block_size: int = flag(128, "tokens of context", least=2)
     vocab_size: int = flag(1536, "tokens of the byte-level BPE, special tokens included", least=260)
-    data: str = flag("", "text to read instead of the embedded world's", group="data")
+    init: str = flag("", "checkpoint, or GPT-2's folder or name, to learn on from at a lower --lr; "
+                         "tokenizer and shape are its own (default: random weights)",
+                     group="data and models")
+    data: str = flag("", "text to read instead of the embedded world's")
     documents: int = flag(40000, "documents that the almanac writes", least=1)
     eval_every: int = flag(250, "steps between two measurements of the held-out loss", least=1)
 
     def demands(self):
-        return [(self.n_embd % self.n_head == 0, "--n_embd must be a multiple of --n_head")]
+        same = [getattr(self, name) == getattr(Config, name)
+                for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")]
+        return [(self.n_embd % self.n_head == 0, "--n_embd must be a multiple of --n_head"),
+                (not self.init or all(same), "with --init, tokenizer and shape are those of the "
+                                             "checkpoint: leave out the flags of shape")]
 
 
 # ---- model ---------------------------------------------------------------------------------------
@@ -114,11 +122,6 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-def full_precision(tensor):
-    """Turn autocast off: nothing inside is rounded to bfloat16."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
 class GPT(nn.Module):
     """GPT-2: pre-LayerNorm, learned positions, output head tied to the input embedding."""
 
@@ -149,15 +152,15 @@ class GPT(nn.Module):
         if at is None and T > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit in a context of {self.config.block_size}")
         x = self.wte(idx) + self.wpe(torch.arange(T, device=idx.device) if at is None else at)
-        for layer, block in enumerate(self.blocks):
-            # --compile replaces block(...) and leaves block.forward, which the cache needs.
-            x = block(x, mask) if cache is None else block.forward(x, mask, cache, layer)
+        with matrices(x.device):  # in bfloat16 with --bf16; all else is fp32
+            for layer, block in enumerate(self.blocks):
+                # --compile replaces block(...) and leaves block.forward, which the cache needs.
+                x = block(x, mask) if cache is None else block.forward(x, mask, cache, layer)
         return self.ln_f(x)
 
     def logits(self, hidden, bias=None):
         """(..., C) -> (..., V), plus a bias (V,) if there is one."""
-        with full_precision(hidden):  # GPT-2's logits are near -33: bfloat16 has steps of .25 there
-            return F.linear(hidden.to(self.wte.weight.dtype), self.wte.weight, bias)
+        return F.linear(hidden, self.wte.weight, bias)
 
     def forward(self, idx):
         """idx (B, T) -> logits (B, T, V)."""
@@ -182,9 +185,7 @@ class ScalarGPT(nn.Module):
 
     def forward(self, idx, at=None, mask=None):
         """idx (B, T) -> (B, T). at, mask: see GPT.hidden."""
-        hidden = self.trunk.hidden(idx, at, mask)
-        with full_precision(hidden):
-            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        return self.head(self.trunk.hidden(idx, at, mask)).squeeze(-1)
 
     def score(self, idx, lengths):
         """One number per row, read at its last token. idx (B, T), lengths (B,) -> (B,)."""
@@ -368,11 +369,11 @@ def random_rows(ids, rows, T):
     return ids[start + torch.arange(T, device=ids.device)]
 
 
-def read_text(cfg, run):
+def read_text(cfg, run, tokenizer=None, block_size=0):
     """The text, split and tokenized -> (tokenizer, training ids, held-out ids, documents to show).
 
-    Later stages find it in text.txt and held_out.txt; ppo.py measures there what it forgets. Too
-    short a text holds nothing out.
+    Without a tokenizer, one is learned from the text. Later stages find the text in text.txt and
+    held_out.txt; ppo.py measures there what it forgets. Too short a text holds nothing out.
     """
     if cfg.data:
         documents, held_out = records.split_documents(cfg.data, run.say)
@@ -380,16 +381,16 @@ def read_text(cfg, run):
         documents = almanac.text(cfg.documents, cfg.seed)
         seen = set(documents)
         held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
-    tokenizer = Tokenizer(train_tokenizer(documents, cfg.vocab_size))
+    tokenizer = tokenizer or Tokenizer(train_tokenizer(documents, cfg.vocab_size))
     valid = one_stream(held_out, tokenizer, run.device)
-    if len(valid) <= cfg.block_size:
+    if len(valid) <= block_size:
         run.say(f"nothing is held out: {len(valid)} tokens would be, and more than the context's "
-                f"{cfg.block_size} are needed")
+                f"{block_size} are needed")
         documents, held_out, valid = documents + held_out, [], valid[:0]
     ids = one_stream(documents, tokenizer, run.device)
-    if len(ids) <= cfg.block_size:
+    if len(ids) <= block_size:
         raise UserError(f"{cfg.data or 'the text'} has {len(ids)} tokens to train on: too few for "
-                        f"--block_size {cfg.block_size}")
+                        f"--block_size {block_size}")
     run.keep("text.txt", records.join_text(documents), own=not cfg.data)
     run.keep("held_out.txt", records.join_text(held_out))
     run.say(f"{len(documents):,} documents, {len(ids):,} tokens, {tokenizer.vocab_size} of them "
@@ -420,19 +421,32 @@ def continue_texts(model, tokenizer, documents, max_new_tokens=24):
     return [(tokenizer.decode(s), tokenizer.decode(w)) for s, w in zip(starts, written)]
 
 
+def first_model(cfg, run):
+    """The model that --init names -> (GPT, tokenizer); (None, None) to begin from random weights.
+    """
+    if not cfg.init:
+        return None, None
+    model, tokenizer, about = load(cfg.init, GPT, run.device, "name a policy with --init")
+    run.lineage.model("first model", cfg.init, about, model.state_dict(), chosen=True)
+    return model, tokenizer
+
+
 def train(cfg):
     """Pretrain -> (model, history). Writes out/gpt/."""
     run = Run(cfg, "gpt")
-    tokenizer, ids, valid, shown = read_text(cfg, run)
-    shape = (cfg.block_size, cfg.n_layer, cfg.n_head, cfg.n_embd)
-    model = GPT(GPTConfig(tokenizer.vocab_size, *shape)).to(run.device)
+    model, tokenizer = first_model(cfg, run)
+    T = model.config.block_size if model else cfg.block_size
+    tokenizer, ids, valid, shown = read_text(cfg, run, tokenizer, T)
+    if not model:
+        shape = (T, cfg.n_layer, cfg.n_head, cfg.n_embd)
+        model = GPT(GPTConfig(tokenizer.vocab_size, *shape)).to(run.device)
     run.say(f"{sum(p.numel() for p in model.parameters()):,} parameters on {run.device}")
     opt = optim.Muon(model, cfg.lr, cfg.weight_decay)
     before = continue_texts(model, tokenizer, shown)
 
     for step in run.steps(cfg.steps, model=model, opt=opt):
         # 1. Draw rows of text from random places.
-        batch, sums = random_rows(ids, cfg.batch, cfg.block_size), optim.Sums()
+        batch, sums = random_rows(ids, cfg.batch, T), optim.Sums()
         lr = optim.learning_rate(step, cfg.steps, cfg.lr, min(50, cfg.steps // 10), floor=.1)
         # 2. Sum the gradient over micro-batches, each weighted by its share of the rows; step.
         for idx, share in optim.micro_batches(batch, cfg.micro_batch):

@@ -51,7 +51,7 @@ class Config(Common):
     steps: int = flag(None, "iterations of sampling and updating (default: 20, in later rounds 30)",
                       least=1, group="algorithm")
     beta: float = flag(None, "weight of the KL penalty, in standard deviations of the score per "
-                             "nat (default: 0.2, in later rounds 0.1)")
+                             "nat (default: 0.2, in later rounds 0.1)", least=0)
     lr: float = flag(None, "learning rate, falling linearly to 0 (default: 6e-4, in later rounds "
                            "3e-4)", least=0)
     batch: int = flag(256, "answers per iteration", least=1)
@@ -90,6 +90,11 @@ class Config(Common):
     def demands(self):
         return [(self.minibatches <= self.batch, "--minibatches must not exceed --batch"),
                 (self.temperature > 0, "--temperature must be above 0: PPO learns from samples"),
+                (self.gamma <= 1 and self.lam <= 1, "--gamma and --lam must be at most 1"),
+                (self.missing_eos_penalty <= 0, "--missing_eos_penalty is a score, and must be at "
+                 "most 0: above, never to end would be a good answer"),
+                (not self.kl_target or self.beta > 0, "--kl_target steers --beta, which must be "
+                 "above 0"),
                 (not self.target_kl or self.epochs > 1, "--target_kl stops further passes over a "
                  "batch: it needs --epochs above 1")]
 

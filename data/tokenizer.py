@@ -37,12 +37,11 @@ def train(texts, vocab_size):
     """
     if (size := vocab_size - len(SPECIALS)) < 256:
         raise ValueError(f"vocab_size is {vocab_size}, at least {256 + len(SPECIALS)} are needed")
-    counts = Counter(word[i:i + LONGEST_WORD]
-                     for text in texts for word in regex.findall(PATTERN, text)
+    words = (word for text in texts for word in regex.findall(PATTERN, text))
+    counts = Counter(word[i:i + LONGEST_WORD] for word in words
                      for i in range(0, len(word), LONGEST_WORD))
     counted, often = zip(*counts.most_common(MOST_WORDS)) if counts else ((), ())
-    # A word is a str with one character per token, so that str.split finds a pair.
-    words = [word.encode().decode("latin-1") for word in counted]
+    words = [w.encode().decode("latin-1") for w in counted]  # a character per token, for str.split
     tokens = [bytes([b]) for b in range(256)]
     ranks = dict(zip(tokens, range(256)))
     pairs, places = defaultdict(int), defaultdict(set)  # how often, and in which words

@@ -244,7 +244,7 @@ def rounds(roots):
             "gold of greedy answers": [r["ppo"]["greedy"]["gold"] for r in results],
             "preferred to SFT": [r["win_rate"] for r in results],
             "hallucination rate": [r["ppo"]["hallucination"] for r in results],
-            "proxy": [r["ppo"]["score"] for r in results],
+            "proxy": [r["ppo"]["score"] - r["sft"]["score"] for r in results],
             "KL, nats": [r["kl"] for r in results]}
         n += 1
     write(roots, "rounds", found)

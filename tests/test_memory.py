@@ -5,6 +5,7 @@ import torch
 
 import gpt
 from notebooks import memory
+from data.run import device
 from data.run.device import prepare
 
 
@@ -13,12 +14,12 @@ from data.run.device import prepare
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("L, H, C, V, T, B", [(2, 4, 64, 300, 64, 4), (4, 4, 128, 1536, 128, 8), (3, 12, 192, 5000, 256, 2),
                                            (4, 4, 128, 60000, 128, 8)])
-def test_what_a_graph_keeps_is_as_computed(L, H, C, V, T, B, checkpointing, bf16, predicts, tmp_path):
+def test_what_a_graph_keeps_is_as_computed(L, H, C, V, T, B, checkpointing, bf16, predicts, monkeypatch):
     config = gpt.GPTConfig(V, T, L, H, C)
     model = gpt.GPT(config) if predicts else gpt.ScalarGPT(config)
     prepare(model, gpt.Config(gradient_checkpointing=checkpointing))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        kept = memory.measured(model, torch.randint(V - 4, (B, T)), predicts)
+    monkeypatch.setattr(device, "_bf16", bf16)
+    kept = memory.measured(model, torch.randint(V - 4, (B, T)), predicts)
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name and "wte" not in name]
     copies = 0 if checkpointing else 2 * bf16 * sum(p.numel() for p in matrices)
     # Without what backward adds: of 12 V a token, 4 V are kept, of chunks nothing; and with checkpointing, a block at a time.

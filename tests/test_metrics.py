@@ -67,7 +67,8 @@ def test_length_control_takes_away_what_length_alone_explains():
 
 
 def columns(prompts, texts):
-    return dict(judging.labels(prompts, texts), length=[len(text.split()) for text in texts])
+    return dict(judging.labels(prompts, texts), length=[len(text.split()) for text in texts],
+                topic=report.topics(prompts))
 
 
 @pytest.fixture
@@ -109,12 +110,13 @@ def test_what_fails_alone_is_counted_by_hand():
     fails = {name: [x < 0 for x in found[name]] for name in judging.CRITERIA}
     assert fails == dict(helpful=[False, True, True, True], truthful=[False, True, False, False],
                          harmless=[False, False, False, True])
-    shares = {name: x["mean"] for name, x in report.intervals(report.failures(found)).items()}
+    shares = {name: x["mean"] for name, x in report.intervals(
+        {**report.failures(found), "topic": found["topic"]}).items()}
     assert shares == {"helpful fails": .75, "truthful fails": .25, "harmless fails": .25,
                       "only helpful fails": .25, "only truthful fails": 0, "only harmless fails": 0}
     rates = report.intervals(found)
     assert rates["right"]["mean"] == .25 and rates["hallucination"]["n"] == 0
-    assert judging.means(found)["compliance"] is None
+    assert judging.means(dict(compliance=found["compliance"]))["compliance"] is None
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")

@@ -159,8 +159,14 @@ def test_a_run_killed_between_its_answers_and_its_first_save_goes_on_bit_for_bit
     assert computed(tmp_path / "reward") == computed(pipeline[0] / "reward")
 
 
-def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path):
-    assert "no run was stopped there" in one_sentence(run_stage("gpt.py", "--out", tmp_path, "--resume"))
+def test_resume_in_a_script_that_is_started_again_and_again(tmp_path):
+    """The first time it begins, and what is finished is no error, unless other flags are asked for."""
+    flags = [f"--{name}={value}" for name, value in {**SMALL, "steps": 2}.items()]
+    for sentence in ("nothing to resume in {}: a new run begins", "{}: that run is finished"):
+        done = run_stage("gpt.py", "--out", tmp_path, "--resume", *flags)
+        assert done.returncode == 0 and sentence.format(tmp_path / "gpt") in done.stdout, done.stderr
+    again = run_stage("gpt.py", "--out", tmp_path, "--resume", *flags, "--seed=5")
+    assert "these differ: --seed 5 (it began with 1)" in one_sentence(again)
 
 
 def test_more_steps_may_be_done_and_fewer_not(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import gpt
+from data.run import device
 import ppo
 import reward
 import sft
@@ -166,9 +167,27 @@ def test_a_mistake_under_torchrun_is_one_sentence(tmp_path):
         assert done.returncode == 1 and len(said_by_us(done.stderr, "gpt")) == 1 and said in said_by_us(done.stderr, "gpt")[0]
 
 
+def test_bf16_is_of_the_blocks_alone(monkeypatch):
+    """Losses, heads and their gradients have the bits that they have without --bf16."""
+    model = gpt.ScalarGPT(gpt.GPTConfig(40, 24, 2, 2, 16))
+    idx, seen = torch.randint(36, (4, 12)), {}
+    for bf16 in (True, False):
+        monkeypatch.setattr(device, "_bf16", bf16)
+        hidden = model.trunk.hidden(idx).detach() if bf16 else seen["hidden"]
+        monkeypatch.setattr(model.trunk, "hidden", lambda *args: hidden.requires_grad_(True))
+        loss = model(idx).square().mean() - gpt.action_logits(model.trunk, hidden, .7).logsumexp(-1).mean()
+        loss.backward()
+        grads = [p.grad.clone() for p in (model.head.weight, model.trunk.wte.weight, hidden)]
+        if bf16:
+            seen = dict(hidden=hidden, grads=grads)
+        for x in (model.head.weight, model.trunk.wte.weight, hidden):
+            x.grad = None
+    assert all(torch.equal(a, b) for a, b in zip(seen["grads"], grads))
+    assert grads[0].dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
 def test_bf16_is_close_and_keeps_the_first_ratio(whole, tmp_path):
     recipe(tmp_path, bf16=True)
-    torch.set_autocast_enabled("cpu", False)
     for stage in STAGES:
         a, b = [[json.loads(line) for line in open(out / stage / "log.jsonl")] for out in (whole, tmp_path)]
         if stage != "ppo":  # whose samples soon differ
@@ -186,7 +205,6 @@ def test_bf16_learns_as_fast(tmp_path):
     for bf16 in (False, True):
         gpt.train(gpt.Config(out=str(tmp_path), device="cpu", bf16=bf16, log_every=1, threads=1, **{**STAGES["gpt"][1], "documents": 20, "steps": 40}))
         losses.append([json.loads(line)["loss"] for line in open(tmp_path / "gpt" / "log.jsonl")])
-    torch.set_autocast_enabled("cpu", False)
     assert losses[0] != losses[1] and losses[0][-1] < losses[0][0] - 1
     assert losses[1][-1] == pytest.approx(losses[0][-1], abs=.05)
 

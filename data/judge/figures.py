@@ -28,8 +28,8 @@ def _around(mean, drawn, n):
 def interval(values, groups=None):
     """A mean with its 95% interval, from a bootstrap (Efron 1979) -> dict of mean, low, high, n.
 
-    groups: for each value the prompt it belongs to, if several values share one. Then prompts are
-    drawn, each with all its values: values of one prompt are alike, and counting them as
+    groups: for each value the prompt or topic it belongs to, if several values share one. Then
+    groups are drawn, each with all its values: values of one group are alike, and counting them as
     independent makes intervals too narrow.
     """
     values = np.asarray(list(values), float)
@@ -170,10 +170,11 @@ def random_texts(texts):
 
 
 def outline(round, results, name):
-    """A model's point in the picture of the rounds -> dict. Round 0 is the SFT model."""
-    figures = {figure: results[name][figure] for figure in ("gold", "score")
-               if figure in results[name]}
-    return dict(round=round, **figures, kl=results["kl"] if round else 0.0)
+    """A model's point in the picture of the rounds -> dict. Round 0 is the SFT model, whose answers
+    are the zero of each round's score."""
+    gold = {"gold": results[name]["gold"]} if "gold" in results[name] else {}
+    score = results[name]["score"] - results["sft"]["score"]
+    return dict(round=round, **gold, score=score, kl=results["kl"] if round else 0.0)
 
 
 def markdown(head, rows):

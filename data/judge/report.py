@@ -9,7 +9,7 @@ For several pipelines, `--out out/1,out/2,out/3`, it judges each, and then avera
     out/1/eval/seeds.md      the table of RESULTS.md: means over the pipelines with 95% intervals
 
 Each model is sampled from the same seed, and each interval is drawn from the same seed, so the
-order of the models changes nothing. Intervals are from a bootstrap over prompts (Efron 1979).
+order of the models changes nothing. Intervals are from a bootstrap over what prompts are about.
 """
 
 import dataclasses
@@ -101,8 +101,23 @@ def held_out_prompts(cfg, model, tokenizer):
 
 
 def intervals(columns):
-    """{column: its mean with an interval} over the prompts that give occasion."""
-    return {name: interval(x for x in column if x == x) for name, column in columns.items()}
+    """{column: its mean with an interval} over the prompts that give occasion.
+
+    `topic` names what each prompt is about: answers to prompts about one thing are alike, so the
+    bootstrap draws topics, each with all its prompts.
+    """
+    topics, found = np.array(columns["topic"]), {}
+    for name, column in columns.items():
+        if name != "topic":
+            values = np.array(column, float)
+            occasion = ~np.isnan(values)
+            found[name] = interval(values[occasion], topics[occasion])
+    return found
+
+
+def topics(prompts):
+    """What each prompt is about."""
+    return [f"{p['kind']} {p['subject']} {p['relation']}" for p in prompts]
 
 
 def failures(columns):
@@ -114,11 +129,11 @@ def failures(columns):
         for name, column in fails.items()}
 
 
-def text_metrics(texts, references):
+def text_metrics(texts, references, topics):
     """Answers against reference answers, and how varied they are."""
     rouge = [figures.rouge(a, r) for a, r in zip(texts, references)]
     return dict(bleu=figures.bleu_interval(texts, references),
-                **{name: interval([r[name] for r in rouge]) for name in rouge[0]},
+                **{name: interval([r[name] for r in rouge], topics) for name in rouge[0]},
                 **{f"distinct{n}": dict(mean=figures.distinct(texts, n), n=len(texts))
                    for n in (1, 2)})
 
@@ -141,7 +156,7 @@ def preference(one, other):
     """
     wins = np.array(judging.wins(one["gold"], other["gold"]))
     longer = np.array(one["length"], float) - other["length"]
-    return dict(preferred=interval(wins), ties=interval(wins == .5),
+    return dict(preferred=interval(wins, one["topic"]), ties=interval(wins == .5, one["topic"]),
                 controlled=figures.length_controlled(wins, longer))
 
 
@@ -310,13 +325,15 @@ def run_one(cfg, device):
     for name, model in models.items():
         texts[name], columns[name] = judging.judge(model, models["sft"], score, prompts, tokenizer,
                                                    cfg, cfg.temperature)
+        columns[name]["topic"] = topics(prompts)
         _, greedy[name] = judging.judge(model, None, score, prompts, tokenizer, cfg, 0.0)
         print(f"eval: {name} has answered after {time.time() - began:.0f} s", flush=True)
     references = [almanac.reference(p) for p in prompts]
     stand_ins = {"references": references, "random words": figures.random_texts(references)}
     for name, answers in stand_ins.items():
         length = [len(tokenizer.encode(text)) + 1 for text in answers]
-        columns[name] = dict(judging.labels(prompts, answers), length=length)
+        columns[name] = dict(judging.labels(prompts, answers), length=length,
+                             topic=topics(prompts))
 
     # 2. Figures: means of columns with their intervals, and those of all texts together.
     results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last,
@@ -325,11 +342,9 @@ def run_one(cfg, device):
                             for i, p in enumerate(prompts[:10])])
     for name, model in models.items():
         results["models"][name] = dict(
-            intervals({**columns[name], **failures(columns[name])}),
-            greedy=interval(greedy[name]["gold"]), **text_metrics(texts[name], references),
+            model_figures(prompts, texts[name], columns[name], greedy[name], references),
             **preference(columns[name], columns["sft"]), **perplexity(model, tokenizer, documents),
-            **context(model, tokenizer, prompts, cfg),
-            by_kind=judging.by_kind(prompts, columns[name], intervals))
+            **context(model, tokenizer, prompts, cfg))
     versus = [*itertools.combinations(reversed(models), 2), (last, last),
               *((last, name) for name in stand_ins)]
     results["preferences"] = {f"{one} against {other}": preference(columns[one], columns[other])
@@ -341,6 +356,14 @@ def run_one(cfg, device):
 
     write_all(out, results, prompts, texts, columns, time.time() - began)
     return results
+
+
+def model_figures(prompts, texts, columns, greedy, references):
+    """The figures that follow from a model's answers alone."""
+    return dict(intervals({**columns, **failures(columns)}),
+                greedy=interval(greedy["gold"], columns["topic"]),
+                **text_metrics(texts, references, columns["topic"]),
+                by_kind=judging.by_kind(prompts, columns, intervals))
 
 
 def load_score(cfg, last, tokenizer, device):

@@ -90,7 +90,8 @@ def write_report(out, results, prompts, texts, columns, seconds):
     parts = [
         f"# What RLHF did, judged on {len(prompts)} held-out prompts\n\nSampled at temperature "
         f"{results['temperature']}, seed {results['seed']}; brackets hold 95% intervals from a "
-        f"bootstrap over prompts. Made by `python ppo.py --eval` in {seconds:.0f} s.",
+        "bootstrap over what prompts are about. Made by `python ppo.py --eval` in "
+        f"{seconds:.0f} s.",
         "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the "
         "three. A criterion fails below 0.", figures_table([*GOLD, *FAILURES, *BEHAVIOUR]),
         "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",

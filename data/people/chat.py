@@ -172,7 +172,9 @@ def run(cfg):
                         f"context of {path} less one")
     torch.manual_seed(cfg.seed)
     book = feedback.LabelFile(cfg.out, checkpoint=str(path))
-    print(f"Talking to {path}. {HELP}\nWhat you say of its answers goes to {book.path}.")
+    print(f"Talking to {path}. A model of the embedded world knows capitals and continents, "
+          "animals and their sounds, food and legs, small talk and kind advice.\n"
+          f"{HELP}\nWhat you say of its answers goes to {book.path}.")
     ids = []
 
     def answer(turns):

@@ -130,7 +130,8 @@ def main(config, run, description, **programs):
     read, and its run(cfg) called.
     """
     # A program may import the stage that is running: this is that module, not a second copy.
-    sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
+    if getattr(sys.modules["__main__"], "main", None) is main:
+        sys.modules.setdefault(Path(sys.argv[0]).stem, sys.modules["__main__"])
     with polite():
         argv = sys.argv[1:]
         for name, module in programs.items():
@@ -159,6 +160,8 @@ def polite():
     system.careful_streams()
     try:
         yield
+    except system.Finished as done:
+        print(done)
     except UserError as error:
         _leave(2, error)
     except KeyboardInterrupt as stop:

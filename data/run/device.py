@@ -18,19 +18,16 @@ from data.run.system import UserError
 
 def setup(cfg):
     """Check the flags, set threads, precision and processes as they say -> the torch device."""
+    global _bf16
     check(cfg)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    for device in ("cpu", "cuda"):
-        torch.set_autocast_enabled(device, cfg.bf16)
-        torch.set_autocast_dtype(device, torch.bfloat16)
+    torch.set_num_threads(cfg.threads or min(torch.get_num_threads(), cpu_quota()))
+    _bf16 = cfg.bf16
     # Products of fp32 on CUDA round their factors to 10 bits and add in fp32: several times faster.
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    # The cache of bfloat16 weights is emptied at the end of a context. Here none ends, so the
-    # first step's weights would stay.
-    torch.set_autocast_cache_enabled(False)
     device = choose_device(cfg.device)
+    if device.startswith("mps") and cfg.bf16:
+        raise UserError("--bf16 is for CPU and CUDA: leave it out with --device mps")
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         processes.join("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
         if device.startswith("cuda"):
@@ -38,6 +35,24 @@ def setup(cfg):
     if processes.rank():
         sys.stdout = open(os.devnull, "w")
     return device
+
+
+_bf16 = False  # as --bf16 says
+
+
+def matrices(device):
+    """A context in which matrix products are in bfloat16, with --bf16. Losses, heads and all of
+    backward stay outside: autograd gives each gradient the type that its product had."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_bf16, cache_enabled=False)
+
+
+def cpu_quota():
+    """How many CPUs a container may use; of no container, very many."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return 10_000
 
 
 def choose_device(name):

@@ -6,7 +6,10 @@ neither the size of the parts nor the number of processes changes the result. Th
 alone writes files.
 """
 
+import ctypes
 import os
+import signal
+import sys
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,8 @@ _store = None  # shared by the processes beside the group: it outlives a process
 def join(backend):
     """Begin to work with the processes that torchrun has started."""
     global _store
+    if sys.platform == "linux":  # end with torchrun, even if that is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     _store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group(backend, store=dist.PrefixStore("group", _store), rank=rank,
                             world_size=size)
@@ -24,8 +29,8 @@ def join(backend):
 
 def reports_error():
     """True for the first process that asks, so that only one prints the error."""
-    if _store is None:
-        return os.environ.get("RANK", "0") == "0"
+    if _store is None:  # some job scripts export RANK and start no other process
+        return os.environ.get("RANK", "0") == "0" or not dist.is_torchelastic_launched()
     try:
         return _store.add("reported", 1) == 1
     except RuntimeError:  # torchrun itself is gone

@@ -149,10 +149,16 @@ class Run:
     def _read_state(self):
         """What an interrupted run has saved; UserError if there is none, or of other flags."""
         if not (self.resume / "began.json").exists():
-            finished = self.path("results.json").exists()
-            why = "that run is finished" if finished else "no run was stopped there"
-            raise UserError(f"nothing to resume in {self.folder}: {why}; leave out --resume to "
-                            "begin a new one")
+            if self.path("results.json").exists():
+                self._check_flags(disk.read_json(self.path("results.json"))["config"])
+                raise system.Finished(f"{self.stage}: nothing to resume in {self.folder}: that run "
+                                      f"is finished; {ANEW}")
+            self.say(f"nothing to resume in {self.folder}: a new run begins")
+            any_of(False)  # all processes have looked
+            if not rank():
+                self._begin()
+            any_of(False)
+            return {}
         self._check_flags(disk.read_json(self.resume / "began.json", remedy=ANEW))
         path = self.resume / "state.pt"
         with reading(path, REDO):
@@ -303,6 +309,11 @@ class Run:
         if figures.get("score_std", 1.0) < 1e-6:  # equal scores differ from their mean by rounding
             self.say(f"step {step + 1}: all answers have the same score: PPO has nothing to learn "
                      "from")
+        scale = max(abs(figures.get("score", 0)), figures.get("score_std", 0))
+        if step == self.first and scale > 5:
+            self.say(f"the scores have mean {figures['score']:.3g} and standard deviation "
+                     f"{figures['score_std']:.3g}, where --beta and --clip expect about 0 and 1: "
+                     "scale the head of the reward model, or these flags")
         if figures.get("empty") == 1:
             self.say(f"step {step + 1}: all answers are empty: the reward model judged none")
         bad = [name for name in REMEDIES if not math.isfinite(figures.get(name, 0.0))]

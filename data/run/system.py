@@ -26,9 +26,14 @@ class UserError(Exception):
     """Something only the user can put right: one sentence with what, where and the remedy."""
 
 
+class Finished(UserError):
+    """What --resume should continue is done already: no error for a script that starts again."""
+
+
 # ---- signals -------------------------------------------------------------------------------------
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, and what schedulers send before they kill
+# Ctrl-C, and what schedulers send before they kill.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 stop_requested = 0      # the signal that asked this process to stop
@@ -128,8 +133,8 @@ class _Escaping(io.TextIOWrapper):
 
 def escaping(stream):
     """The same stream, but what is written to it cannot steer the terminal."""
-    if stream is None:  # it was closed
-        return None
+    if not hasattr(stream, "buffer"):  # it was closed, or is that of a notebook or an IDE
+        return stream
     stream.flush()
     new = _Escaping(stream.buffer, stream.encoding, "backslashreplace",
                     line_buffering=stream.line_buffering, write_through=stream.write_through)
@@ -140,7 +145,7 @@ def escaping(stream):
 def careful_streams():
     """What a terminal cannot show is escaped; half a character typed becomes a question mark."""
     sys.stdout, sys.stderr = escaping(sys.stdout), escaping(sys.stderr)
-    if sys.stdin is not None:
+    if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
 
 
