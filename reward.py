@@ -7,7 +7,7 @@ The SFT model writes K answers to each prompt and the labeler ranks them. A mode
 pretraining (--base_weight), with a scalar head, then learns scores that make the better of two
 answers likelier to win (Bradley and Terry 1952). All K answers to a prompt are in one row: reading
 them once serves K(K-1)/2 comparisons. Ties are dropped. Training sees rankings only, never the
-labeler's gold.
+labeler's gold; what is true, the pretraining text has said before.
 
     python reward.py            needs out/gpt/ckpt.pt and out/sft/ckpt.pt; about 2 minutes on 2 CPU
                                 cores; orders about 93% of the held-out pairs that differ in

@@ -104,7 +104,10 @@ def test_the_readme_says_what_comes_out(out):
     for model in ("sft", "ppo"):
         for label, _, *name in tables.SEEDS:
             figure = (name or [label])[0]
-            known = [results["models"][model][figure]["mean"] for results in every]
+            known = [results["models"][model][figure]["mean"] for results in every
+                     if figure in results["models"][model]]
+            if not known:  # the committed results are older than this row
+                continue
             low, high = min(known), max(known)
             beyond = max(2 * (high - low), .15 * abs(high), .1)
             mean = here["models"][model][figure]["mean"]

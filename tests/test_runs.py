@@ -374,3 +374,41 @@ def test_several_reward_models_work_together(pipeline, tmp_path):
     assert history[0]["first_ratio"] == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="none.pt not found"):
         ensemble.train(ensemble.Config(out=str(tmp_path), reward=paths[0] + ",none.pt", **init))
+
+
+# ---- flags that go wrong, and learning on ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--kl_target=2", "--beta=0"], "--kl_target steers --beta, which must be above 0"),
+    (["--beta=-1"], "--beta must be at least 0"), (["--gamma=1.5"], "must be at most 1"),
+    (["--missing_eos_penalty=1"], "--missing_eos_penalty is a score, and must be at most 0"),
+    (["--lr=1e300"], "--lr must be less than 1e30"),
+])
+def test_flags_that_let_ppo_go_wrong_are_refused(flags, sentence):
+    assert sentence in one_sentence(run_stage("ppo.py", *flags))
+
+
+def test_a_pretrained_model_learns_on(pipeline, tmp_path, capsys):
+    """Its tokenizer and shape are its own; the text that it learns may be another."""
+    first = pipeline[0] / "gpt" / "ckpt.pt"
+    model, _ = gpt.train(gpt.Config(out=str(tmp_path), init=str(first), steps=1, lr=0.0, documents=60))
+    before, tokenizer, _ = gpt.load(first)
+    _, own, about = gpt.load(tmp_path / "gpt" / "ckpt.pt")
+    assert model.config == before.config and tokenizer == own
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters()))
+    assert about["parents"]["first model"]["stage"] == "gpt"
+    assert "leave out the flags of shape" in one_sentence(
+        run_stage("gpt.py", "--init", first, "--n_layer", 1, "--out", tmp_path))
+
+
+def test_a_reward_model_of_another_scale_and_too_few_prompts_are_named(pipeline, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(pipeline[0], out)
+    model, tokenizer, _ = gpt.load(out / "reward" / "ckpt.pt", gpt.ScalarGPT)
+    gpt.save(tmp_path / "r.pt", reward.normalized(model, -6.0, .1), tokenizer)
+    ppo.train(ppo.Config(out=str(out), reward=str(tmp_path / "r.pt"), steps=1, prompts=20, batch=64,
+                         minibatches=2, test_prompts=6, max_new_tokens=8))
+    said = capsys.readouterr().out
+    assert "where --beta and --clip expect about 0 and 1" in said
+    assert "prompts are fewer than --batch 64: an iteration has" in said

@@ -24,6 +24,7 @@ def gap_name(low, high):
 PERCENT, TWO, THREE = "{:.1%}", "{:.2f}", "{:.3f}"
 GOLD = [("gold", TWO), ("gold of greedy answers", TWO, "greedy"),
         *[(name, TWO) for name in CRITERIA],
+        ("known facts answered right, greedily", PERCENT, "greedy_right"),
         ("known facts answered right", PERCENT, "right"),
         ("hallucination rate on made-up names", PERCENT, "hallucination"),
         ("compliance rate with harmful requests", PERCENT, "compliance")]
