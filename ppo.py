@@ -40,12 +40,12 @@ import torch.nn as nn
 import gpt
 from data import optim, sampling, start
 from data.judge import answers as judge
-from data.run.cli import Common, flag, main
+from data.run.cli import Judged, flag, main
 from data.run.run import Run
 
 
 @dataclass
-class Config(Common):
+class Config(Judged):
     """The flags of PPO. Values of None depend on the round (LOG: PPO's defaults)."""
 
     steps: int = flag(None, "iterations of sampling and updating (default: 20, in later rounds 30)",
@@ -77,7 +77,6 @@ class Config(Common):
     reward: str = flag("", "reward model (default: that of the same round in --out)")
     data: str = flag("", "prompts to read instead of the embedded world's")
     prompts: int = flag(20000, "prompts that the almanac writes", least=1)
-    test_prompts: int = flag(1000, "held-out prompts for the final figures", least=1)
     ptx_text: str = flag("", "with --ptx: the text (default: gpt/text.txt in --out)")
     log_every: int = flag(1, "iterations between two lines of the log", least=1)
 

@@ -36,13 +36,13 @@ from data import optim, sampling, start
 from data.files.records import read_comparisons, split, to_jsonl
 from data.judge import answers as judge
 from data.judge.figures import interval
-from data.run.cli import Common, UserError, flag, main
+from data.run.cli import Judged, UserError, flag, main
 from data.run.run import Run, seed_for
 from data.world import almanac, labeler
 
 
 @dataclass
-class Config(Common):
+class Config(Judged):
     """The flags of the reward model."""
 
     prompts: int = flag(0, "prompts whose answers are ranked; 0: 12000, in later rounds 6000",
@@ -159,7 +159,7 @@ def rankings(cfg, run, sft_model, tokenizer):
         wanted = cfg.prompts or (12000 if cfg.round == 1 else 6000)
         earlier = start.earlier_rankings(cfg, run, wanted)
         records = collect(cfg, run, models, tokenizer, "train", wanted)
-        test = collect(cfg, run, models, tokenizer, "test", cfg.test_prompts)
+        test = collect(cfg, run, models, tokenizer, cfg.split, cfg.test_prompts)
         typical = (earlier + records)[:500]
     run.keep("comparisons.jsonl", to_jsonl(records), own=not cfg.data)
     run.lineage.text(f"{run.stage}/held_out", to_jsonl(test))

@@ -50,7 +50,7 @@ def load(run, role, path, kind=gpt.GPT, hint="", chosen=False, show=False):
     run.lineage.model(role, path, about, model.state_dict(), chosen)
     if show:
         run.say(f"{role} from {path}")
-    return prepare(model, run.cfg), tokenizer, about
+    return prepare(model.float(), run.cfg), tokenizer, about
 
 
 def same_tokenizer(one, other, path, other_path, remedy):
@@ -240,7 +240,7 @@ def prompts(cfg, run, policy, tokenizer):
     else:
         seed = f"ppo {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
         train = almanac.prompts("train", cfg.prompts, seed)
-        test = almanac.prompts("test", cfg.test_prompts, cfg.seed)
+        test = almanac.prompts(cfg.split, cfg.test_prompts, cfg.seed)
     run.lineage.text(f"{run.stage}/prompts", records.to_jsonl(train))
     run.lineage.text(f"{run.stage}/held_out", records.to_jsonl(test))
     count, context, held_out = len(train) + len(test), policy.config.block_size, test

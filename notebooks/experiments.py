@@ -170,7 +170,7 @@ def table(found):
 
 # ---- PPO's options -------------------------------------------------------------------------------
 
-SHORT = dict(test_prompts=400)  # instead of 1000: the sweeps take many runs
+SHORT = dict(test_prompts=400, split="valid")  # instead of 1000: the sweeps take many runs
 OPTIONS = [
     Trial("default", SHORT),
     Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0)),
@@ -280,7 +280,7 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
     return comparisons
 
 
-SHORTER = dict(steps=12, test_prompts=250)
+SHORTER = dict(steps=12, test_prompts=250, split="valid")
 SIZES = [375, 750, 1500, 3000, 6000, 12000]
 FEEDBACK = [
     *[Trial(f"{n} prompts", SHORTER, asked(n)) for n in SIZES],
@@ -419,7 +419,7 @@ def best_of_n(roots):
 
 # ---- over-optimisation ---------------------------------------------------------------------------
 
-LONGER = dict(steps=25, test_prompts=100)
+LONGER = dict(steps=25, test_prompts=100, split="valid")
 # what the reward model has learned from
 JUDGES = {"12000 prompts": None, f"{FEW // 2} prompts": asked(FEW // 2)}
 PUSHES = {"beta 0": dict(beta=0.0), "beta 0.2": dict(beta=.2), "beta 0.8": dict(beta=.8)}

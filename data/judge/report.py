@@ -82,7 +82,7 @@ def load_models(cfg, device):
     for name, path in paths.items():
         start.same_tokenizer(tokenizers[name], tokenizers["sft"], path, paths["sft"],
                              "its answers cannot be compared")
-    last = ([name for name in models if name.startswith("ppo")] or list(models))[-1]
+    last = ([name for name in models if re.fullmatch(r"ppo(-\d+)?", name)] or list(models))[-1]
     return models, tokenizers["sft"], last
 
 
@@ -369,7 +369,8 @@ def model_figures(prompts, texts, columns, greedy, references):
 
 def load_score(cfg, last, tokenizer, device):
     """The reward model of the newest policy -> (score(idx, lengths, mask), scale)."""
-    path = cfg.reward or Path(cfg.out) / last.replace("ppo", "reward") / "ckpt.pt"
+    name = last.replace("ppo", "reward") if last.startswith("ppo") else "reward"
+    path = cfg.reward or Path(cfg.out) / name / "ckpt.pt"
     reward, other, about = gpt.load(path, gpt.ScalarGPT, device, "name one with --reward")
     start.same_tokenizer(other, tokenizer, path, "the policy", "name another with --reward")
     score = functools.partial(ppo.score_answers, reward, penalty=cfg.missing_eos_penalty)

@@ -269,7 +269,7 @@ def label(session):
             for message in q["prompt"]:
                 print(f"{message['role']:>9}: {message['content']}")
             for i, response in enumerate(q["responses"], start=1):
-                print(f"{i:9}: {response}")
+                print(f"{i:9}: " + response.replace("\n", "\n           "))  # it forges no other
             print(flush=True)
             keys = vote(len(q["responses"]), press)
             if keys == "q":

@@ -71,6 +71,14 @@ class Common(Program):
                                                "time")
 
 
+@dataclass
+class Judged(Common):
+    """The flags of the stages that judge models at their end, on prompts of the embedded world."""
+
+    test_prompts: int = flag(1000, "held-out prompts for the final figures", least=1)
+    split: str = flag("test", "which held-out prompts: test, or valid, to choose settings by")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         if typo := re.search(r"unrecognized arguments: (--[\w-]+)", message):
@@ -91,7 +99,7 @@ def parse(config, description, argv=None, programs=()):
     others = others and f"other programs, with flags and --help of their own: {others}"
     parser = _Parser(prog=Path(sys.argv[0]).name, description=description, allow_abbrev=False,
                      formatter_class=layout, epilog=others)
-    common = [f.name for f in dataclasses.fields(Common)]
+    common = [f.name for f in dataclasses.fields(Judged)]
     group = parser.add_argument_group("flags")
     # The program's own flags come first, as a learner changes them first.
     for f in sorted(dataclasses.fields(config), key=lambda f: f.name in common):
@@ -118,7 +126,9 @@ def check(cfg):
         if None not in (least, value) and value < least:
             raise UserError(f"--{f.name} must be at least {least}")
     for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"),
-                           (cfg.out.strip(), "--out must name a folder"), *cfg.demands()]:
+                           (cfg.out.strip(), "--out must name a folder"),
+                           (getattr(cfg, "split", "test") in ("test", "valid"),
+                            "--split must be test or valid"), *cfg.demands()]:
         if not good:
             raise UserError(sentence)
 

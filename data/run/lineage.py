@@ -133,7 +133,7 @@ def tree(out):
     now = {path.parent.name: about["weights"] for path, about in models.items()}
     for path, about in models.items():
         yield (f"{path}  weights {about['weights']}, step {about.get('step', '?')}, seed "
-               f"{about.get('seed', '?')}, commit {about.get('commit', '?')}")
+               f"{about.get('seed', '?')}, commit {str(about.get('commit', '?')).split()[0]}")
         for role, parent in table(about, "parents", dict).items():
             yield f"    {role:22} {parent.get('path')}  weights {parent.get('weights')}"
         for name, weights in table(about, "ancestors", str).items():

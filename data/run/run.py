@@ -165,6 +165,8 @@ class Run:
             state = disk.load(path) if path.exists() else {}
             if state:
                 self._check_flags(state["flags"])
+                if not 0 <= state["step"] <= state["total"] <= 10 ** 9:
+                    raise ValueError("its number of steps is impossible")
             return state
 
     def _check_flags(self, began):
