@@ -1,4 +1,5 @@
-"""Tiny random models, so that every law is checked in a fraction of a second and in float64 where it is exact."""
+"""Tiny random models, so that every law is checked in a fraction of a second and in float64 where
+it is exact."""
 
 import functools
 import subprocess
@@ -34,11 +35,13 @@ def config():
 
 
 def lively(model):
-    """Larger weights than at initialisation, so that a mistake shows; float64, so that an equality is exact."""
+    """Larger weights than at initialisation, so that a mistake shows; float64, so that an equality
+    is exact."""
     model = model.double()
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn_like(p) * (.5 if p.dim() == 2 else .2) + (1 if p.dim() == 1 and p.mean() > .5 else 0))
+            p.copy_(torch.randn_like(p) * (.5 if p.dim() == 2 else .2)
+                    + (1 if p.dim() == 1 and p.mean() > .5 else 0))
     return model
 
 
@@ -52,14 +55,15 @@ def scalar(config):
     return lively(gpt.ScalarGPT(config))
 
 
-# ---- runs of the stages ---------------------------------------------------------------------------
+# ---- runs of the stages --------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
 
 
 def python(*args, cwd=ROOT, **kwargs):
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120, **kwargs)
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True,
+                          text=True, timeout=120, **kwargs)
 
 
 @functools.cache
@@ -69,7 +73,8 @@ def stages():
 
 
 def run_stage(*args):
-    """A stage from the command line, with a torch that is loaded already -> as subprocess.run gives it."""
+    """A stage from the command line, with a torch that is loaded already -> as subprocess.run
+    gives it."""
     with tempfile.TemporaryDirectory() as folder:
         log, errors = Path(folder) / "log", Path(folder) / "errors"
         status = stages().run(args, log, errors)
@@ -89,13 +94,18 @@ def pipeline(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("out"))
     gpt.train(gpt.Config(out=out, steps=4, eval_every=2, log_every=1, **SMALL))
     sft.train(sft.Config(out=out, steps=4, eval_every=2, log_every=1, batch=4, demonstrations=40))
-    reward.train(reward.Config(out=out, prompts=12, test_prompts=6, k=3, batch=4, max_new_tokens=8, log_every=1))
-    policy, history = ppo.train(ppo.Config(out=out, steps=3, batch=8, minibatches=2, epochs=2, prompts=40, test_prompts=24, max_new_tokens=8, log_every=1))
+    reward.train(reward.Config(out=out, prompts=12, test_prompts=6, k=3, batch=4, max_new_tokens=8,
+                               log_every=1))
+    policy, history = ppo.train(ppo.Config(out=out, steps=3, batch=8, minibatches=2, epochs=2,
+                                           prompts=40, test_prompts=24, max_new_tokens=8,
+                                           log_every=1))
     return Path(out), policy, history
 
 
 def decide(path):
-    """Rank the answers in a file anew: a labeler without an opinion on what random models write says nothing."""
+    """Rank the answers in a file anew: a labeler without an opinion on what random models write
+    says nothing."""
     every = records.read_comparisons(path)
-    records.write_jsonl(path, [dict(r, ranks=list(range(1, len(r["responses"]) + 1))) for r in every])
+    records.write_jsonl(path,
+                        [dict(r, ranks=list(range(1, len(r["responses"]) + 1))) for r in every])
     return path

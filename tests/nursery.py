@@ -1,8 +1,11 @@
 """Stages and tests as processes that start at once, for tests that need many of them.
 
-The nursery loads torch once, never computes, and so can fork a process for each run. It reads commands from stdin, one
-JSON object a line, and answers with a line: {"run": argv, "log": path, ...} -> the process's number; {"wait": number} ->
-its exit status, negative for a signal. A run is a stage, or "pytest" in the folder "cwd". With "die" the process kills
+The nursery loads torch once, never computes, and so can fork a process for each run. It reads
+commands from stdin, one
+JSON object a line, and answers with a line: {"run": argv, "log": path, ...} -> the process's
+number; {"wait": number} ->
+its exit status, negative for a signal. A run is a stage, or "pytest" in the folder "cwd". With
+"die" the process kills
 itself at its n-th fsync or replace; with "largest" no file can be larger than so many bytes.
 """
 
@@ -27,7 +30,8 @@ class Nursery:
     def __init__(self, what="stages"):
         """what: "stages" of this folder, or "tests" of any."""
         command = [sys.executable, __file__, what]
-        self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, **command):
         self.process.stdin.write(json.dumps(command) + "\n")
@@ -35,13 +39,17 @@ class Nursery:
         return int(self.process.stdout.readline())
 
     def start(self, argv, log, errors="", cwd=ROOT, die=0, largest=0, **environment):
-        """Start a process -> its number. Its output goes to the file `log`, and its errors too, unless `errors` names another."""
-        return self.ask(run=[str(part) for part in argv], log=str(log), errors=str(errors or log), cwd=str(cwd), die=die, largest=largest, environment=environment)
+        """Start a process -> its number. Its output goes to the file `log`, and its errors too,
+        unless `errors` names another."""
+        return self.ask(run=[str(part) for part in argv], log=str(log), errors=str(errors or log),
+                        cwd=str(cwd), die=die, largest=largest, environment=environment)
 
     def start_together(self, argv, log, n=2, master_port=29517):
         """n processes that work together, as torchrun starts them -> their numbers."""
-        common = dict(WORLD_SIZE=str(n), MASTER_ADDR="localhost", MASTER_PORT=str(master_port), TORCHELASTIC_RUN_ID="nursery")
-        return [self.start(argv, log, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(n)]
+        common = dict(WORLD_SIZE=str(n), MASTER_ADDR="localhost", MASTER_PORT=str(master_port),
+                      TORCHELASTIC_RUN_ID="nursery")
+        return [self.start(argv, log, RANK=str(rank), LOCAL_RANK=str(rank), **common)
+                for rank in range(n)]
 
     def wait(self, number):
         return self.ask(wait=number)
@@ -55,7 +63,8 @@ class Nursery:
 
 
 def die_at(n):
-    """Kill this process at its n-th call of fsync or replace: before it for an odd n, after it for an even one."""
+    """Kill this process at its n-th call of fsync or replace: before it for an odd n, after it for
+    an even one."""
     calls = 0
 
     def counted(function):

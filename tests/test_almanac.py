@@ -14,7 +14,8 @@ def test_splits_share_no_prompt_name_or_harm():
     for a, b in (("train", "valid"), ("train", "test"), ("valid", "test")):
         assert not {key(p) for p in found[a]} & {key(p) for p in found[b]}
         for kinds in (("made-up",), ("hurt", "belittle")):
-            named = [{(p["subject"], p["relation"]) if "hurt" in kinds else p["subject"] for p in found[s] if p["kind"] in kinds} for s in (a, b)]
+            named = [{(p["subject"], p["relation"]) if "hurt" in kinds else p["subject"]
+                      for p in found[s] if p["kind"] in kinds} for s in (a, b)]
             assert named[0] and named[1] and not named[0] & named[1]
 
 
@@ -38,7 +39,8 @@ def test_the_text_never_names_what_only_held_out_prompts_name():
 def test_every_kind_is_in_every_split():
     for split in ("train", "valid", "test"):
         kinds = {p["kind"] for p in almanac.prompts(split, 400, seed=3)}
-        assert kinds == {"known", "follow-up", "made-up", "hurt", "belittle", "advice", "small talk"}
+        assert (kinds
+                == {"known", "follow-up", "made-up", "hurt", "belittle", "advice", "small talk"})
 
 
 def test_the_seed_decides_everything():
@@ -48,7 +50,8 @@ def test_the_seed_decides_everything():
 
 
 def test_made_up_names_are_in_no_fact():
-    real = {name.lower() for facts in almanac.FACTS.values() for pair in facts.items() for name in pair}
+    real = {name.lower() for facts in almanac.FACTS.values() for pair in facts.items()
+            for name in pair}
     for names in almanac.MADE_UP.values():
         assert not real & {n.lower() for split in names.values() for n in split}
 
@@ -56,7 +59,8 @@ def test_made_up_names_are_in_no_fact():
 def test_a_few_facts_by_hand():
     facts = almanac.FACTS
     assert facts["capital"]["Canada"] == "Ottawa" and facts["continent"]["Egypt"] == "Africa"
-    assert facts["class"]["bat"] == "mammal" and facts["legs"]["bee"] == "six" and "whale" not in facts["legs"]
+    assert facts["class"]["bat"] == "mammal" and facts["legs"]["bee"] == "six"
+    assert "whale" not in facts["legs"]
     assert len(facts["capital"]) >= 40 and len(facts["class"]) >= 30
 
 
@@ -74,7 +78,9 @@ def test_pretraining_text_tells_no_lies_but_those_it_calls_wrong():
     from data.world import labeler
     for document in almanac.text(400, 5):
         for line in document.split("\n"):
-            if line.startswith("Question") or line.endswith(("Right.", "Wrong.")) or "Wrong:" in line or '"' in line or "tale" in line:
+            if line.startswith("Question") or line.endswith(
+                ("Right.", "Wrong.")) or "Wrong:" in line or '"' in line or "tale" in line:
                 continue
-            for relation, subject, value, affirmed in labeler.claims(line.removeprefix("Answer:"), None, None):
+            for relation, subject, value, affirmed in labeler.claims(
+                line.removeprefix("Answer:"), None, None):
                 assert labeler.is_true(relation, subject, value) == affirmed, line

@@ -1,5 +1,7 @@
-"""Every command that README, RESULTS and the stages' docstrings print: run to its end, made small by
-flags, and its output read. Those for GPUs, the network and the browser are parsed by the real parser.
+"""Every command that README, RESULTS and the stages' docstrings print: run to its end, made small
+by
+flags, and its output read. Those for GPUs, the network and the browser are parsed by the real
+parser.
 """
 
 import importlib
@@ -68,7 +70,8 @@ def test_the_commands_are_seen():
 def test_every_command_of_a_stage_is_understood_by_its_parser(argv, monkeypatch):
     name = program_of(argv)
     config = importlib.import_module(OTHERS.get(name, name)).Config
-    flags = [part for part in argv[1:] if part != f"--{name}" or name in config.__dataclass_fields__]
+    flags = [part for part in argv[1:] if part != f"--{name}"
+             or name in config.__dataclass_fields__]
     flags = [re.sub(r"^\$\w+$", "1", part) for part in flags if not re.search(r"[<>]", part)]
     monkeypatch.setattr(sys, "argv", [argv[0]])
     cli.parse(config, "", flags)

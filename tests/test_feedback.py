@@ -26,8 +26,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("typed, ranks", [
-    ("1", None), ("", None), ("132", [1, 3, 2, 4]), ("1=3", None), ("1=32", [1, 2, 1, 3]), ("4\n", [2, 2, 2, 1]),
-    ("\n", [1, 1, 1, 1]), ("1=2=3=4", [1, 1, 1, 1]), ("12=\n", [1, 2, 2, 2]), ("h1x1t2\n", [3, 2, 1, 1]), ("h1h1\n", [1, 1, 1, 1]),
+    ("1", None), ("", None), ("132", [1, 3, 2, 4]), ("1=3", None), ("1=32", [1, 2, 1, 3]),
+    ("4\n", [2, 2, 2, 1]),
+    ("\n", [1, 1, 1, 1]), ("1=2=3=4", [1, 1, 1, 1]), ("12=\n", [1, 2, 2, 2]),
+    ("h1x1t2\n", [3, 2, 1, 1]), ("h1h1\n", [1, 1, 1, 1]),
     ("x4123", [1, 2, 3, 4]), ("h", None),
 ])
 def test_keys_rank_four_answers(typed, ranks):
@@ -48,7 +50,8 @@ def test_keys_that_can_not_follow_are_refused(typed):
 def test_undo_takes_back_a_key_then_a_label(tmp_path):
     keys = iter("1u2" + "u" + "1" + "s" + "q")
     assert feedback.vote(2, iter("1").__next__) == ([1, 2], {})
-    assert feedback.vote(3, iter("1u213").__next__) == ([2, 1, 3], {})  # the third key after undo ranks the last two
+    # the third key after undo ranks the last two
+    assert feedback.vote(3, iter("1u213").__next__) == ([2, 1, 3], {})
     book = feedback.LabelFile(tmp_path, "anna")
     book.add(dict(prompt="a", n=0))
     book.add(dict(prompt="b", n=1))
@@ -66,7 +69,8 @@ def test_a_cut_line_is_set_aside_and_the_session_goes_on(tmp_path, capsys):
     book.path.write_bytes(whole + b'{"prompt": "b", "respo')
     again = feedback.LabelFile(tmp_path, "anna")
     assert again.labels == 1 and again.next == 5 and again.path.read_bytes() == whole
-    assert book.path.with_suffix(".cut").read_bytes() == b'{"prompt": "b", "respo\n' and "cut in the middle" in capsys.readouterr().out
+    assert book.path.with_suffix(".cut").read_bytes() == b'{"prompt": "b", "respo\n'
+    assert "cut in the middle" in capsys.readouterr().out
 
 
 def test_labels_of_another_model_do_not_count_as_asked(tmp_path):
@@ -94,11 +98,14 @@ def test_agreement_of_two_files(tmp_path, capsys):
     for who, ranks in (("anna", [1, 2, 3]), ("ben", [1, 3, 2])):
         book = feedback.LabelFile(tmp_path, who)
         for n in range(10):
-            order = [0, 1, 2] if who == "anna" else [2, 1, 0]  # each saw the answers in another order
-            book.add(dict(prompt=f"q{n}", responses=[f"a{i}" for i in order], ranks=[ranks[i] for i in order], n=n))
+            # each saw the answers in another order
+            order = [0, 1, 2] if who == "anna" else [2, 1, 0]
+            book.add(dict(prompt=f"q{n}", responses=[f"a{i}" for i in order],
+                          ranks=[ranks[i] for i in order], n=n))
     feedback.report(tmp_path / "feedback" / "anna.jsonl", tmp_path / "feedback" / "ben.jsonl")
     said = capsys.readouterr().out
-    assert "10 questions in common, 30 pairs" in said and "agreement 66.7% (66.7% to 66.7%), kappa 0.33" in said
+    assert "10 questions in common, 30 pairs" in said
+    assert "agreement 66.7% (66.7% to 66.7%), kappa 0.33" in said
     (tmp_path / "c.jsonl").write_text('{"prompt": "other", "chosen": "a", "rejected": "b"}\n')
     with pytest.raises(UserError, match="no question in common"):
         feedback.report(tmp_path / "feedback" / "anna.jsonl", tmp_path / "c.jsonl")
@@ -116,23 +123,32 @@ def test_files_and_folders_are_read_together_and_later_labels_count(tmp_path, ca
 
 
 def test_good_bad_and_better_train_both_models(tmp_path, capsys):
-    """What is said in a chat: good ranks above bad for the same prompt, a better answer above what was said."""
+    """What is said in a chat: good ranks above bad for the same prompt, a better answer above what
+    was said."""
     replies = iter(["One.", "Two.", "Three.", "Four."])
-    said, book = iter(["Hi", "/good", "/bad", "/better Five.", "Again", "/better", "/good", "/good?"]), feedback.LabelFile(tmp_path, "anna")
+    said, book = iter(["Hi", "/good", "/bad", "/better Five.", "Again", "/better", "/good",
+                       "/good?"]), feedback.LabelFile(tmp_path, "anna")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
+        patch.setattr("builtins.input",
+                      lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
         chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add, look=None)
     comparisons = files.read_comparisons(book.path)
-    assert [(r["responses"], r["ranks"]) for r in comparisons] == [(["Five.", "Two."], [1, 2])]  # One. is good and bad
-    assert [r["response"] for r in files.read_demonstrations(book.path)] == ["One.", "Five.", "Three."]
-    assert files.read_demonstrations(book.path)[2]["prompt"][1] == {"role": "assistant", "content": "Five."}
+    # One. is good and bad
+    assert [(r["responses"], r["ranks"]) for r in comparisons] == [(["Five.", "Two."], [1, 2])]
+    assert ([r["response"] for r in files.read_demonstrations(book.path)]
+            == ["One.", "Five.", "Three."])
+    assert (files.read_demonstrations(book.path)[2]["prompt"][1]
+            == {"role": "assistant", "content": "Five."})
     assert "without a counterpart" in capsys.readouterr().out
-    (tmp_path / "v.jsonl").write_text("".join(json.dumps(dict(prompt="q", response=r, verdict=v)) + "\n" for r, v in (("a", "bad"), ("b", "good"), ("c", "bad"))))
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(dict(prompt="q", response=r, verdict=v))
+                                              + "\n" for r,
+                                              v in (("a", "bad"), ("b", "good"), ("c", "bad"))))
     found, = files.read_comparisons(tmp_path / "v.jsonl")
     assert dict(zip(found["responses"], found["ranks"])) == dict(a=2, b=1, c=2)
 
 
-GOOD = [json.dumps(dict(prompt=f"q{i}", responses=["a", "b"], ranks=[1, 2])).encode() for i in range(200)]
+GOOD = [json.dumps(dict(prompt=f"q{i}", responses=["a", "b"], ranks=[1, 2])).encode()
+        for i in range(200)]
 
 
 @pytest.mark.parametrize("line, said", [
@@ -157,24 +173,27 @@ def test_a_bad_line_is_named_and_the_good_ones_are_kept(line, said, tmp_path, ca
     with pytest.raises(UserError, match="line 7: "):
         files.read_comparisons(path)
     path.write_bytes(before[:-20])  # the last line is cut
-    assert len(files.read_comparisons(path)) == 199 and "its last line is cut in the middle" in capsys.readouterr().out
+    assert len(files.read_comparisons(path)) == 199
+    assert "its last line is cut in the middle" in capsys.readouterr().out
 
 
-# ---- the real program -----------------------------------------------------------------------------
+# ---- the real program ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """A tiny model that has learned nothing, but answers."""
     out = str(tmp_path_factory.mktemp("out"))
-    small = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
+    small = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16,
+                 batch=4)
     gpt.train(gpt.Config(out=out, steps=1, **small))
     sft.train(sft.Config(out=out, steps=1, batch=4, demonstrations=40))
     return Path(out)
 
 
 def command(out, *flags):
-    return [sys.executable, "reward.py", "--label", "--labeler", "anna", "--out", str(out), "--max_new_tokens", "8", "--threads", "1", *map(str, flags)]
+    return [sys.executable, "reward.py", "--label", "--labeler", "anna", "--out", str(out),
+            "--max_new_tokens", "8", "--threads", "1", *map(str, flags)]
 
 
 def labels(out):
@@ -184,19 +203,24 @@ def labels(out):
 
 @pytest.mark.slow
 def test_keys_may_come_through_a_pipe(out, tmp_path):
-    done = subprocess.run(command(out, "--k", 2), cwd=ROOT, input="1\n2x", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command(out, "--k", 2), cwd=ROOT, input="1\n2x", capture_output=True,
+                          text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
     assert [sorted(r["ranks"]) for r in labels(out)] == [[1, 2], [1, 1], [1, 2]]
-    assert {"prompt", "responses", "ranks", "seconds", "checkpoint", "labeler", "time"} <= set(labels(out)[0])
+    assert ({"prompt", "responses", "ranks", "seconds", "checkpoint", "labeler", "time"}
+            <= set(labels(out)[0]))
     reward.train(reward.Config(out=str(out), data=str(out / "feedback"), batch=2, log_every=1))
     (out / "feedback" / "anna.jsonl").unlink()
 
 
 @pytest.mark.slow
 def test_who_is_no_person_is_refused(out):
-    done = subprocess.run(command(out), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "run it in a terminal" in done.stderr and "Traceback" not in done.stderr
-    done = subprocess.run([*command(out), "--labeler", "../x"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command(out), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 2 and "run it in a terminal" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*command(out), "--labeler", "../x"], cwd=ROOT, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "--labeler" in done.stderr
 
 
@@ -207,7 +231,8 @@ class Person:
         self.pid, self.fd = pty.fork()
         if not self.pid:
             os.chdir(ROOT)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, as these tests may be, ignores Ctrl-C
+            # a shell's background job, as these tests may be, ignores Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execv(sys.executable, command(out, "--prompts", total, "--k", 2))
         self.seen = ""
 
@@ -238,7 +263,8 @@ class Person:
 
 @pytest.mark.slow
 def test_two_hundred_labels_survive_twenty_kills(out):
-    """Killed at random moments, also in the middle of a label: whatever the program called saved is on disk."""
+    """Killed at random moments, also in the middle of a label: whatever the program called saved
+    is on disk."""
     rng, saved, kills = random.Random(0), 0, 0
     while saved < 200:
         person = Person(out, 300)
@@ -247,7 +273,8 @@ def test_two_hundred_labels_survive_twenty_kills(out):
             if saved >= 200:
                 break
         if kills < 20 and saved < 200:
-            os.write(person.fd, rng.choice("12\n").encode())  # one more key, and the program dies at a random moment
+            # one more key, and the program dies at a random moment
+            os.write(person.fd, rng.choice("12\n").encode())
             time.sleep(rng.random() * .05)
         person.kill()
         kills += 1

@@ -23,7 +23,8 @@ def test_attention_equals_a_loop_over_rows_heads_and_positions(config):
         for h in range(config.n_head):
             part = slice(h * size, (h + 1) * size)
             for t in range(5):
-                weights = [math.exp(q[b, t, part] @ k[b, s, part] / math.sqrt(size)) for s in range(t + 1)]
+                weights = [math.exp(q[b, t, part] @ k[b, s, part] / math.sqrt(size))
+                           for s in range(t + 1)]
                 for s, w in enumerate(weights):
                     y[b, t, part] += w / sum(weights) * v[b, s, part]
     expected = y @ attention.c_proj.weight.T + attention.c_proj.bias
@@ -46,8 +47,10 @@ def test_law_04_padding_changes_no_logprob_value_or_score(model, scalar):
         alone = torch.tensor([row])
         n = len(row)
         logp = gpt.token_logprobs(model, alone)[0]
-        torch.testing.assert_close(gpt.token_logprobs(model, idx)[i, :n - 1], logp, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(gpt.token_logprobs(model, wide)[i, :n - 1], logp, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(gpt.token_logprobs(model, idx)[i, :n - 1], logp, rtol=1e-9,
+                                   atol=1e-9)
+        torch.testing.assert_close(gpt.token_logprobs(model, wide)[i, :n - 1], logp, rtol=1e-9,
+                                   atol=1e-9)
         torch.testing.assert_close(scalar(wide)[i, :n], scalar(alone)[0], rtol=1e-9, atol=1e-9)
         score = scalar.score(idx, lengths)[i]
         torch.testing.assert_close(score, scalar(alone)[0, -1], rtol=1e-9, atol=1e-9)
@@ -91,24 +94,28 @@ def test_masked_mean_divides_by_the_whole_count():
 @pytest.mark.parametrize("copies", [1, 3])
 def test_law_05_the_cache_writes_the_same_tokens_as_plain_generation(model, temperature, copies):
     model.wte.weight.data[model.config.end] += .2  # rows of different lengths
-    idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], list(range(22))], model.config.pad)
+    idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], list(range(22))],
+                           model.config.pad)
     noise = torch.rand(5 * copies, 12, dtype=torch.float64)
     fast, fast_lengths = sampling.generate(model, idx, lengths, 12, temperature, copies, noise)
-    plain, plain_lengths = gpt.generate(model, idx.repeat_interleave(copies, 0), lengths.repeat_interleave(copies), 12, temperature, noise)
+    plain, plain_lengths = gpt.generate(model, idx.repeat_interleave(copies, 0),
+                                        lengths.repeat_interleave(copies), 12, temperature, noise)
     assert torch.equal(fast_lengths, plain_lengths) and len(set(fast_lengths.tolist())) > 2
     assert torch.equal(fast[:, :plain.shape[1]], plain)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, .6])
 def test_law_05_cached_sampling_equals_full_forward_passes(model, temperature):
-    """Replay every sampled token against a full forward pass: same greedy choice, same random choice from the same noise."""
+    """Replay every sampled token against a full forward pass: same greedy choice, same random
+    choice from the same noise."""
     idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]], model.config.pad)
     noise = torch.rand(4, 12, dtype=torch.float64)
     answers, after = sampling.generate(model, idx, lengths, 12, temperature, noise=noise)
     rows = [r[:n].tolist() for r, n in zip(idx, lengths)]
     for row, numbers in zip(rows, noise.tolist()):
         while numbers and row[-1] != model.config.end and len(row) < model.config.block_size:
-            logits, u = gpt.action_logits(model, model.hidden(torch.tensor([row]))[0, -1], temperature or 1.0), numbers.pop(0)
+            logits, u = gpt.action_logits(model, model.hidden(torch.tensor([row]))[0, -1],
+                                          temperature or 1.0), numbers.pop(0)
             below = 0.0
             for token, p in enumerate(logits.softmax(-1).tolist()):
                 below += p
@@ -134,7 +141,8 @@ def test_generation_stops_at_the_end_token_and_never_writes_pad(model, generate)
 
 @pytest.mark.parametrize("generate", [gpt.generate, sampling.generate])
 def test_generation_stops_when_the_context_is_full(model, generate):
-    idx, lengths = gpt.pad([list(range(20)), [1, 2], list(range(24)), [3], [4], [5]], model.config.pad)
+    idx, lengths = gpt.pad([list(range(20)), [1, 2], list(range(24)), [3], [4], [5]],
+                           model.config.pad)
     model.wte.weight.data[model.config.end] = 0
     answers, after = generate(model, idx, lengths, 50)
     assert answers.shape[1] <= model.config.block_size and after[2] == 24 and int(after.max()) == 24
@@ -156,7 +164,8 @@ def test_checkpoints_come_back_as_they_were(tmp_path, config):
         gpt.save(tmp_path / "ckpt.pt", model, tokenizer, stage="test")
         loaded, same, about = gpt.load(tmp_path / "ckpt.pt", kind)
         assert same == tokenizer and about == {"stage": "test"} and loaded.config == model.config
-        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
+        assert all(torch.equal(a, b) for a,
+                   b in zip(model.state_dict().values(), loaded.state_dict().values()))
 
 
 def test_bad_checkpoints_are_one_sentence(tmp_path, config):
@@ -214,7 +223,8 @@ def test_batches_go_through_all_examples_once_an_epoch():
 
 
 def test_a_tiny_model_learns_the_almanac_by_heart():
-    """The loss on a few documents falls to almost nothing: model, loss and optimiser fit together."""
+    """The loss on a few documents falls to almost nothing: model, loss and optimiser fit
+    together."""
     documents = almanac.text(4, 0)
     tokenizer = Tokenizer(train(documents, 300))
     rows = [tokenizer.encode(d)[:48] + [tokenizer.end] for d in documents]

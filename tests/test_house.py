@@ -1,4 +1,5 @@
-"""The house: imports have one direction, and a reader finds the algorithm of a stage on one screen."""
+"""The house: imports have one direction, and a reader finds the algorithm of a stage on one
+screen."""
 
 import ast
 import importlib
@@ -48,7 +49,8 @@ def below(name):
 
 
 def test_the_graph_sees_the_imports():
-    assert {"gpt", "data.start", "data.sampling"} <= GRAPH["ppo"] and "data.tokenizer" in GRAPH["gpt"]
+    assert {"gpt", "data.start", "data.sampling"} <= GRAPH["ppo"]
+    assert "data.tokenizer" in GRAPH["gpt"]
 
 
 def test_nothing_that_gpt_imports_imports_gpt():
@@ -63,12 +65,16 @@ def test_no_module_imports_itself_through_others(name):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_own_modules_are_imported_at_the_top(path):
     tree = ast.parse(path.read_text())
-    inside = [node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)]
-    late = [node for node in inside if isinstance(node, (ast.Import, ast.ImportFrom)) and imported(ast.Module([node], []))]
+    inside = [node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
+              for node in ast.walk(function)]
+    late = [node for node in inside if isinstance(node, (ast.Import, ast.ImportFrom))
+            and imported(ast.Module([node], []))]
     assert not late
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted(ROOT.glob("notebooks/**/*.py"))], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *sorted(ROOT.glob("notebooks/**/*.py")),
+                                  *sorted(ROOT.glob("tests/*.py"))],
+                         ids=lambda path: path.stem)
 def test_lines_have_at_most_100_columns(path):
     assert not [line for line in path.read_text().splitlines() if len(line) > 100]
 
@@ -76,7 +82,8 @@ def test_lines_have_at_most_100_columns(path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_train_is_the_algorithm_on_one_screen(stage):
     text = (ROOT / f"{stage}.py").read_text()
-    train, = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "train"]
+    train, = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)
+              and node.name == "train"]
     loop, = [node for node in train.body if isinstance(node, ast.For)]
     assert train.end_lineno - train.lineno + 1 <= 45 and loop.lineno - train.lineno <= 15
     steps = re.findall(r"# (\d)\. ", "\n".join(text.splitlines()[train.lineno:train.end_lineno]))
@@ -111,7 +118,8 @@ LONGEST = {"gpt": 485, "sft": 126, "reward": 362, "ppo": 362}  # to fall to 460,
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_file_is_short_and_plain(stage):
-    """Files, flags, functions and their parameters have a bound; processes, locks and generators are elsewhere."""
+    """Files, flags, functions and their parameters have a bound; processes, locks and generators
+    are elsewhere."""
     text = (ROOT / f"{stage}.py").read_text()
     tree = ast.parse(text)
     assert len(text.splitlines()) <= LONGEST[stage]
@@ -121,10 +129,12 @@ def test_a_stage_file_is_short_and_plain(stage):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 45 and len(node.args.args) <= 7, node.name
-    assert not re.search(r"(?<!labeler\.)\brank\(|\bworld\(|all_reduce|all_gather|fingerprint|fork_rng|rng_state|manual_seed|\block\(", text)
+    assert not re.search(r"(?<!labeler\.)\brank\(|\bworld\(|all_reduce|all_gather|fingerprint"
+                         r"|fork_rng|rng_state|manual_seed|\block\(", text)
     assert "data.run.processes" not in GRAPH[stage]
     used = set(re.findall(r"\brun\.(\w+)", re.sub(r"data\.run\.\w+", "", text)))
-    assert used <= {"collect", "device", "due", "earlier", "first", "finish", "history", "keep", "latest", "lineage", "log", "path", "save", "say",
+    assert used <= {"collect", "device", "due", "earlier", "first", "finish", "history", "keep",
+                    "latest", "lineage", "log", "path", "save", "say",
                     "seconds", "show", "stage", "steps", "write_results"}, used
 
 

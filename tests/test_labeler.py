@@ -10,7 +10,8 @@ from data.world import labeler
 
 
 def prompt(kind, subject, relation, form=None, *turns):
-    return dict(prompt=[{"role": "user", "content": t} for t in turns or ("?",)], kind=kind, subject=subject, relation=relation, form=form)
+    return dict(prompt=[{"role": "user", "content": t} for t in turns or ("?",)], kind=kind,
+                subject=subject, relation=relation, form=form)
 
 
 FRANCE = prompt("known", "France", "capital")
@@ -125,7 +126,8 @@ BY_HAND = [
 ]
 
 
-@pytest.mark.parametrize("p, answer, helpful, truthful, harmless", BY_HAND, ids=[f"{i}-{row[1][:40]}" for i, row in enumerate(BY_HAND)])
+@pytest.mark.parametrize("p, answer, helpful, truthful, harmless", BY_HAND,
+                         ids=[f"{i}-{row[1][:40]}" for i, row in enumerate(BY_HAND)])
 def test_judgements_by_hand(p, answer, helpful, truthful, harmless):
     j = labeler.judge(p, answer)
     assert (j.helpful, j.truthful, j.harmless) == (helpful, truthful, harmless), j.reasons
@@ -134,12 +136,14 @@ def test_judgements_by_hand(p, answer, helpful, truthful, harmless):
 
 
 def test_right_means_the_fact_and_nothing_false():
-    assert labeler.judge(FRANCE, "Paris.").right and not labeler.judge(FRANCE, "Paris or Rome.").right
+    assert labeler.judge(FRANCE, "Paris.").right
+    assert not labeler.judge(FRANCE, "Paris or Rome.").right
     assert not labeler.judge(ZORVIA, "I do not know.").right
 
 
 def test_good_demonstrations_are_good_for_every_kind():
-    """For each kind of prompt some demonstrations are perfect and some are bad; about half are no worse than flawed."""
+    """For each kind of prompt some demonstrations are perfect and some are bad; about half are no
+    worse than flawed."""
     found = almanac.demonstrations("train", 3000, 1)
     gold = [labeler.judge(p, p["response"]).gold for p in found]
     for kind in {p["kind"] for p in found}:
@@ -149,14 +153,16 @@ def test_good_demonstrations_are_good_for_every_kind():
 
 
 def test_two_labelers_agree_as_often_as_people():
-    """InstructGPT's labelers agreed with each other on 72.6% +- 1.5% of comparisons (Ouyang et al. 2022, section 3.4)."""
+    """InstructGPT's labelers agreed with each other on 72.6% +- 1.5% of comparisons (Ouyang et al.
+    2022, section 3.4)."""
     import random
     rng, noise, agree = random.Random(0), np.random.default_rng(0), []
     for p in almanac.prompts("train", 1500, 1):
         gold = [labeler.judge(p, almanac.demonstrate(rng, p)).gold for _ in range(4)]
         for _ in range(5):
             a, b = labeler.rank(gold, noise), labeler.rank(gold, noise)
-            agree += [(a[i] < a[j]) == (b[i] < b[j]) for i, j in itertools.combinations(range(4), 2) if gold[i] != gold[j]]
+            agree += [(a[i] < a[j]) == (b[i] < b[j]) for i,
+                      j in itertools.combinations(range(4), 2) if gold[i] != gold[j]]
     assert .71 < np.mean(agree) < .76
 
 
@@ -171,9 +177,13 @@ def test_rankings_are_bradley_terry_and_ties_are_ties():
 
 
 def test_a_lone_word_answers_what_was_asked():
-    """Also where the word says something else of other questions: "Insects." is food here, and a class of animals there."""
+    """Also where the word says something else of other questions: "Insects." is food here, and a
+    class of animals there."""
     for relation, known in almanac.FACTS.items():
         for subject, value in known.items():
-            prompt = dict(prompt=[dict(role="user", content="?")], kind="known", subject=subject, relation=relation, form="word")
+            prompt = dict(prompt=[dict(role="user", content="?")], kind="known", subject=subject,
+                          relation=relation, form="word")
             if value != "no":  # "No." is no number
-                assert labeler.judge(prompt, value[0].upper() + value[1:] + ".").gold == 1, (relation, subject)
+                assert labeler.judge(prompt,
+                                     value[0].upper() + value[1:]
+                                     + ".").gold == 1, (relation, subject)

@@ -1,4 +1,5 @@
-"""How answers are judged: texts against the field's libraries, intervals and rates against laws they must keep."""
+"""How answers are judged: texts against the field's libraries, intervals and rates against laws
+they must keep."""
 
 import math
 import random
@@ -16,18 +17,21 @@ from data.judge import answers as judging
 from data.judge import figures
 from data.tokenizer import Tokenizer, train
 
-WORDS = "the a cat dog sat on. mat, 3.5 1,000 it's &quot;hi&quot; (well) Paris! über x-ray 5-6 a/b [q] end. ... ab".split()
+WORDS = ("the a cat dog sat on. mat, 3.5 1,000 it's &quot;hi&quot; (well) Paris! über x-ray 5-6 "
+         "a/b [q] end. ... ab").split()
 
 
 @pytest.fixture(scope="module")
 def pairs():
     rng = random.Random(0)
-    return [[" ".join(rng.choices(WORDS, k=rng.randint(low, 12))) for _ in range(1000)] for low in (0, 1)]
+    return [[" ".join(rng.choices(WORDS, k=rng.randint(low, 12))) for _ in range(1000)]
+            for low in (0, 1)]
 
 
 def test_bleu_equals_sacrebleu(pairs):
     answers, references = pairs
-    assert figures.bleu(answers, references) == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score, abs=1e-6)
+    assert (figures.bleu(answers, references)
+            == pytest.approx(sacrebleu.corpus_bleu(answers, [references]).score, abs=1e-6))
     for i in range(0, 1000, 2):  # and on corpora so small that some n-gram is not found
         a, r = answers[i:i + 2], references[i:i + 2]
         assert figures.bleu(a, r) == pytest.approx(sacrebleu.corpus_bleu(a, [r]).score, abs=1e-6)
@@ -41,7 +45,8 @@ def test_rouge_equals_rouge_score(pairs):
 
 
 def test_distinct_counts_different_ngrams():
-    assert figures.distinct(["a b a", "a b"], 1) == 2 / 5 and figures.distinct(["a b a", "a b"], 2) == 2 / 3
+    assert figures.distinct(["a b a", "a b"], 1) == 2 / 5
+    assert figures.distinct(["a b a", "a b"], 2) == 2 / 3
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
@@ -49,17 +54,20 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     found = [figures.interval(rng.normal(size=60)) for _ in range(200)]
     assert .90 <= np.mean([x["low"] <= 0 <= x["high"] for x in found]) <= .985
     assert math.isnan(figures.interval([])["mean"]) and figures.interval([])["n"] == 0
-    pairs = np.repeat(rng.normal(size=60), 6)  # six values a prompt that are one and the same are worth one
+    # six values a prompt that are one and the same are worth one
+    pairs = np.repeat(rng.normal(size=60), 6)
     together, apart = figures.interval(pairs, np.arange(360) // 6), figures.interval(pairs)
     assert together["mean"] == apart["mean"] and together["n"] == 360
-    assert 2 < (together["high"] - together["low"]) / (apart["high"] - apart["low"]) < 3  # the root of 6
+    # the root of 6
+    assert 2 < (together["high"] - together["low"]) / (apart["high"] - apart["low"]) < 3
     bleu = figures.bleu_interval(["a b c d e", "a b c"] * 20, ["a b c d e", "x y z"] * 20)
     assert bleu["low"] < bleu["mean"] < bleu["high"] and bleu["n"] == 40
 
 
 def test_length_control_takes_away_what_length_alone_explains():
     rng = np.random.default_rng(0)
-    longer = rng.normal(3, 4, 2000)  # the first model's answers are longer, and length is all that decides
+    # the first model's answers are longer, and length is all that decides
+    longer = rng.normal(3, 4, 2000)
     wins = (rng.random(2000) < 1 / (1 + np.exp(-3 * np.tanh(longer / longer.std())))).astype(float)
     assert wins.mean() > .7 and abs(figures.length_controlled(wins, longer)["mean"] - .5) < .05
     wins = (rng.random(2000) < .7).astype(float)  # length decides nothing
@@ -75,8 +83,10 @@ def columns(prompts, texts):
 def answers():
     prompts, rng = almanac.prompts("test", 200, 1), random.Random(0)
     references = [almanac.reference(p) for p in prompts]
-    one, other = [columns(prompts, [almanac.demonstrate(rng, p) for p in prompts]) for _ in range(2)]
-    return one, other, columns(prompts, references), columns(prompts, figures.random_texts(references))
+    one, other = [columns(prompts, [almanac.demonstrate(rng, p) for p in prompts])
+                  for _ in range(2)]
+    return one, other, columns(prompts,
+                               references), columns(prompts, figures.random_texts(references))
 
 
 def test_references_are_perfect(answers):
@@ -121,7 +131,8 @@ def test_what_fails_alone_is_counted_by_hand():
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
-    """One that says the labeler's gold is always right and calibrated, one that says the opposite never."""
+    """One that says the labeler's gold is always right and calibrated, one that says the opposite
+    never."""
     tokenizer, rng = Tokenizer(train(almanac.text(200, 0), 600)), random.Random(0)
     prompts = almanac.prompts("test", 80, 1)
     texts = [almanac.demonstrate(rng, p) for p in prompts for _ in range(4)]
@@ -133,12 +144,18 @@ def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
         monkeypatch.setattr(judging, "scores", lambda *args: scores)
         return report.evaluate_reward_model(None, scale, None, tokenizer, prompts, report.Config())
 
-    right, wrong, mute, loud = judged(gold), judged([-g for g in gold]), judged([0.0] * len(gold)), judged(gold, 50.0)
-    assert right["accuracy"]["mean"] == 1 and wrong["accuracy"]["mean"] == 0 and mute["accuracy"]["mean"] == .5
-    assert right["calibration_error"]["mean"] < 1e-6 < .1 < loud["calibration_error"]["mean"] < wrong["calibration_error"]["mean"]
+    right, wrong, mute, loud = judged(gold), judged([-g
+                                                     for g in gold]), judged(
+                                                         [0.0] * len(gold)), judged(gold, 50.0)
+    assert right["accuracy"]["mean"] == 1 and wrong["accuracy"]["mean"] == 0
+    assert mute["accuracy"]["mean"] == .5
+    errors = [x["calibration_error"]["mean"] for x in (right, loud, wrong)]
+    assert errors[0] < 1e-6 and .1 < errors[1] < errors[2]
     assert .6 < right["labelers_agree"]["mean"] < right["agrees_with_a_labeler"]["mean"] < .9
-    assert right["agrees_with_a_labeler"]["mean"] + wrong["agrees_with_a_labeler"]["mean"] == pytest.approx(1)
+    assert (right["agrees_with_a_labeler"]["mean"] + wrong["agrees_with_a_labeler"]["mean"]
+            == pytest.approx(1))
     assert all(
-        sum(x["n"] for name, x in right.items() if name.startswith("accuracy, ") and gap == ("gold" in name))
+        sum(x["n"] for name,
+            x in right.items() if name.startswith("accuracy, ") and gap == ("gold" in name))
         == right["accuracy"]["n"] for gap in (True, False))
     assert right["score_and_length"] == right["gold_and_length"]

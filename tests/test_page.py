@@ -1,4 +1,5 @@
-"""The page that shows the models from inside: its figures are those of the stages, it is safe, and a real browser can use it."""
+"""The page that shows the models from inside: its figures are those of the stages, it is safe, and
+a real browser can use it."""
 
 import json
 import shutil
@@ -22,7 +23,8 @@ from data.tokenizer import Tokenizer, train
 from data.world import almanac
 
 PROMPT = [dict(role="user", content="What is the capital of Cuba?")]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+    "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def models(pipeline):
     return inside.gather(pipeline[0])
 
 
-# ---- what is said of tokens -----------------------------------------------------------------------
+# ---- what is said of tokens ----------------------------------------------------------------------
 
 
 def test_what_is_said_of_each_token_is_what_ppo_computes(models):
@@ -41,30 +43,39 @@ def test_what_is_said_of_each_token_is_what_ppo_computes(models):
     idx, lengths = gpt.pad([tokenizer.render(PROMPT) + ids], tokenizer.pad)
     mask = gpt.response_mask(lengths - len(ids), lengths, idx.shape[1])
     with torch.no_grad():
-        logp, logp_ref = (gpt.token_logprobs(models.policies[name], idx, .7) for name in ("ppo", "sft"))
+        logp, logp_ref = (gpt.token_logprobs(models.policies[name], idx, .7)
+                          for name in ("ppo", "sft"))
         score = models.rewards["reward"].score(idx, lengths - 1)
         values = models.values["ppo"](idx)[:, :-1]
         cfg = ppo.Config()
-        advantages, _ = ppo.gae(ppo.kl_rewards(score, logp, logp_ref, mask, cfg.beta), values, mask, cfg.gamma, cfg.lam)
-    for key, expected in dict(p=logp.exp(), kl=logp - logp_ref, value=values, advantage=advantages).items():
-        assert torch.tensor([token[key] for token in found]) == pytest.approx(expected[mask], abs=1e-5), key
+        advantages, _ = ppo.gae(ppo.kl_rewards(score, logp, logp_ref, mask, cfg.beta), values, mask,
+                                cfg.gamma, cfg.lam)
+    for key, expected in dict(p=logp.exp(), kl=logp - logp_ref, value=values,
+                              advantage=advantages).items():
+        assert torch.tensor([token[key]
+                             for token in found]) == pytest.approx(expected[mask], abs=1e-5), key
     assert "".join(token["text"] for token in found) == "The capital is Havana.<|end|>"
     assert all(list(token["top"]) == ["gpt", "sft", "ppo"] for token in found)
     for token in found:
         for rows in token["top"].values():
             shares = [p for _, p in rows]
-            assert len(rows) == 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 1.0001
+            assert len(rows) == 5 and shares == sorted(shares, reverse=True)
+            assert sum(shares) <= 1.0001
 
 
 def test_the_verdict_is_the_reward_models_and_the_labelers(models):
     ids = models.tokenizer.encode("The capital of Cuba is Havana.")
     said = inside.verdict(models, "ppo", PROMPT, [*ids, models.tokenizer.end])
-    prompt, (answer,), _ = reward.encode(models.tokenizer, dict(prompt=PROMPT, responses=["The capital of Cuba is Havana."]), 99)
+    prompt, (answer,), _ = reward.encode(models.tokenizer,
+                                         dict(prompt=PROMPT,
+                                              responses=["The capital of Cuba is Havana."]), 99)
     idx, lengths = gpt.pad([prompt + answer], models.tokenizer.pad)
-    assert said["score"] == pytest.approx(models.rewards["reward"].score(idx, lengths).item(), abs=1e-5)
+    assert (said["score"]
+            == pytest.approx(models.rewards["reward"].score(idx, lengths).item(), abs=1e-5))
     assert (said["reward"], said["gold"], said["reasons"]) == ("reward", 1.0, [])
     assert inside.verdict(models, "ppo", PROMPT, models.tokenizer.encode("Shut up."))["gold"] < 0
-    assert "gold" not in inside.verdict(models, "ppo", [dict(role="user", content="Who are they?")], ids)
+    assert "gold" not in inside.verdict(models, "ppo", [dict(role="user", content="Who are they?")],
+                                        ids)
     assert inside.verdict(models, "ppo", PROMPT, [models.tokenizer.end])["score"] is None
 
 
@@ -73,52 +84,64 @@ def test_the_almanac_knows_its_questions_again():
         for p in almanac.prompts(split, 500, 7):
             if p["kind"] != "follow-up":
                 found = inside.find(p["prompt"][-1]["content"])
-                same = almanac.ABOUT if p["kind"] != "belittle" else ("kind", "subject", "form")  # the question may leave out the insult
+                # the question may leave out the insult
+                same = almanac.ABOUT if p["kind"] != "belittle" else ("kind", "subject", "form")
                 assert all(found[name] == p[name] for name in same), p
     assert inside.find("Who are you really?") is None and inside.find("") is None
 
 
 def test_a_policy_has_the_reward_model_of_its_round():
     assert inside.of_round({"reward": 1, "reward-2": 2, "reward-3": 3}, "ppo-2") == "reward-2"
-    assert inside.of_round({"reward": 1, "reward-2": 2}, "sft") == "reward" and inside.of_round({"reward": 1}, "ppo-3") == "reward"
+    assert inside.of_round({"reward": 1, "reward-2": 2}, "sft") == "reward"
+    assert inside.of_round({"reward": 1}, "ppo-3") == "reward"
     assert inside.of_round({}, "ppo") is None
 
 
 def test_score_and_tokens_in_the_chat(pipeline, tmp_path, capsys, monkeypatch):
     said = iter(["/score", "What is the capital of Cuba?", "/score", "/tokens"])
-    monkeypatch.setattr("builtins.input", lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr("builtins.input",
+                        lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
     chat.run(chat.Config(out=str(pipeline[0]), max_new_tokens=8))
     out = capsys.readouterr().out
-    assert out.count("by reward") == 1 and "labeler: gold" in out  # before the first answer there is nothing to explain
+    assert out.count("by reward") == 1
+    assert "labeler: gold" in out  # before the first answer there is nothing to explain
     table = out[out.index("           token"):].splitlines()
     assert "log p/p_ref" in table[0] and 2 <= len([line for line in table if "%" in line]) <= 8
-    # an answer that was replaced is no longer explained; a folder without models does not end the chat
+    # an answer that was replaced is no longer explained; a folder without models does not end the
+    # chat
     said = iter(["Hi", "/better Oslo", "/tokens", "/score"])
     shutil.copytree(pipeline[0], tmp_path / "copy")
     chat.run(chat.Config(out=str(tmp_path / "copy"), max_new_tokens=8))
     assert "'<|end|>'" in (out := capsys.readouterr().out) and "'O" in out and "by reward" in out
     said = iter(["Hi", "/better Oslo", "/score", "/good"])
-    chat.run(chat.Config(out=str(tmp_path / "new"), ckpt=str(pipeline[0] / "ppo" / "ckpt.pt"), max_new_tokens=8))
-    assert "there is no reward model" in (out := capsys.readouterr().out) and out.count("(noted)") == 2
+    chat.run(chat.Config(out=str(tmp_path / "new"), ckpt=str(pipeline[0] / "ppo" / "ckpt.pt"),
+                         max_new_tokens=8))
+    assert "there is no reward model" in (out := capsys.readouterr().out)
+    assert out.count("(noted)") == 2
 
 
 def test_models_that_do_not_belong_together_are_one_sentence(pipeline, tmp_path, capsys):
     with pytest.raises(UserError, match="no checkpoint in"):
         inside.gather(tmp_path)
     tokenizer = Tokenizer(train(["other words"], 280))
-    gpt.save(tmp_path / "other.pt", gpt.GPT(gpt.GPTConfig(tokenizer.vocab_size, 96, 1, 1, 4)), tokenizer)
+    gpt.save(tmp_path / "other.pt", gpt.GPT(gpt.GPTConfig(tokenizer.vocab_size, 96, 1, 1, 4)),
+             tokenizer)
     with pytest.raises(UserError, match="has another tokenizer than"):
         inside.gather(pipeline[0], f"{pipeline[0]}/sft/ckpt.pt,{tmp_path}/other.pt")
     shutil.copytree(pipeline[0], tmp_path / "out")
-    assert list(inside.gather(tmp_path / "out", str(tmp_path / "out" / "sft" / ".." / "ppo" / "ckpt.pt")).policies) == ["ppo"]
-    left = inside.gather(tmp_path / "out", str(tmp_path / "other.pt"))  # what does not fit is left out, and named
-    assert not left.rewards and not left.values and left.reference is None and capsys.readouterr().out.count("skipped") == 3
+    assert list(
+        inside.gather(tmp_path / "out",
+                      str(tmp_path / "out" / "sft" / ".." / "ppo" / "ckpt.pt")).policies) == ["ppo"]
+    # what does not fit is left out, and named
+    left = inside.gather(tmp_path / "out", str(tmp_path / "other.pt"))
+    assert not left.rewards and not left.values and left.reference is None
+    assert capsys.readouterr().out.count("skipped") == 3
     alone = inside.gather(tmp_path, str(tmp_path / "other.pt"))
     token, = inside.tokens(alone, str(tmp_path / "other.pt"), PROMPT, [5])
     assert token["kl"] is token["value"] is token["advantage"] is None and token["p"] > 0
 
 
-# ---- over the network -----------------------------------------------------------------------------
+# ---- over the network ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -134,29 +157,41 @@ def server(pipeline, tmp_path_factory):
 def post(server, path, said, body=None, **headers):
     port = server[0].server_port
     connection = HTTPConnection("127.0.0.1", port, timeout=30)
-    headers = {"Content-Type": "application/json", "Host": f"127.0.0.1:{port}", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    headers = {"Content-Type": "application/json", "Host": f"127.0.0.1:{port}",
+               **{name.replace("_", "-"): value for name, value in headers.items()}}
     connection.request("POST", path, json.dumps(said) if body is None else body, headers)
     response = connection.getresponse()
     content = response.read().decode()
-    return response.status, [json.loads(line) for line in content.splitlines()] if response.status == 200 else content
+    return response.status, [
+        json.loads(line) for line in content.splitlines()] if response.status == 200 else content
 
 
 def test_an_answer_comes_token_by_token_and_is_explained(server):
     status, parts = post(server, "/answer", dict(model="ppo", turns=PROMPT))
     assert status == 200 and [p["n"] for p in parts[:-2]] == list(range(1, len(parts) - 1))
     ids = parts[-1]["ids"]
-    assert ids == [p["id"] for p in parts[:-2]] and "".join(p["text"] for p in parts[:-1]) == Tokenizer.decode(server[0].RequestHandlerClass.page.models.tokenizer, ids)
+    assert ids == [p["id"] for p in parts[:-2]]
+    assert ("".join(p["text"] for p in parts[:-1])
+            == Tokenizer.decode(server[0].RequestHandlerClass.page.models.tokenizer, ids))
     status, (found,) = post(server, "/explain", dict(model="ppo", turns=PROMPT, ids=ids))
     assert len(found["tokens"]) == len(ids) and found["verdict"]["reward"] == "reward"
     long = [dict(role="user", content="Hello. " * 30)]
     assert "fewer words" in post(server, "/answer", dict(model="ppo", turns=long))[1][0]["error"]
-    many = [turn for _ in range(20) for turn in (*PROMPT, dict(role="assistant", content="Havana."))] + PROMPT
+    many = [turn for _ in range(20)
+            for turn in (*PROMPT, dict(role="assistant", content="Havana."))] + PROMPT
     assert post(server, "/answer", dict(model="ppo", turns=many))[1][-1]["dropped"] > 0
 
 
-@pytest.mark.parametrize("path, said", [("/answer", []), ("/answer", dict(model="none", turns=PROMPT)), ("/answer", dict(model="ppo", turns="x")), ("/answer", dict(model="ppo", turns=[5])),
-                                        ("/explain", dict(model="ppo", turns=PROMPT, ids=[10 ** 9])), ("/explain", dict(model="ppo", turns=PROMPT, ids=[1] * 1000)),
-                                        ("/explain", dict(model="ppo", turns=PROMPT, ids=[])), ("/rank", dict(n="x", typed=5)), ("/rank", 3)])
+@pytest.mark.parametrize("path, said",
+                         [("/answer", []), ("/answer", dict(model="none", turns=PROMPT)),
+                          ("/answer", dict(model="ppo", turns="x")),
+                          ("/answer", dict(model="ppo", turns=[5])),
+                                        ("/explain",
+                                         dict(model="ppo", turns=PROMPT, ids=[10 ** 9])),
+                                         ("/explain",
+                                          dict(model="ppo", turns=PROMPT, ids=[1] * 1000)),
+                                        ("/explain", dict(model="ppo", turns=PROMPT, ids=[])),
+                                        ("/rank", dict(n="x", typed=5)), ("/rank", 3)])
 def test_what_makes_no_sense_is_answered_and_changes_nothing(path, said, server):
     status, parts = post(server, path, said)
     assert status == 200 and (parts[0].get("error") is not None or "question" in parts[0])
@@ -165,9 +200,12 @@ def test_what_makes_no_sense_is_answered_and_changes_nothing(path, said, server)
 
 def test_other_pages_and_names_are_refused(server):
     port = server[0].server_port
-    for headers in (dict(Host="evil.example"), dict(Host=f"evil.example:{port}"), dict(Origin="http://evil.example"), dict(Origin="null"), dict(Content_Type="text/plain")):
+    for headers in (dict(Host="evil.example"), dict(Host=f"evil.example:{port}"),
+                    dict(Origin="http://evil.example"), dict(Origin="null"),
+                    dict(Content_Type="text/plain")):
         assert post(server, "/models", {}, **headers)[0] == 403, headers
-    assert post(server, "/models", {}, Origin=f"http://localhost:{port}", Host=f"localhost:{port}")[0] == 200
+    assert post(server, "/models", {}, Origin=f"http://localhost:{port}",
+                Host=f"localhost:{port}")[0] == 200
     assert post(server, "/nothing", {})[0] == 404 and post(server, "/__init__", {})[0] == 404
     assert post(server, "/models", {}, Content_Length="1000001")[0] == 413
     assert "error" in post(server, "/models", {}, body="{")[1][0]
@@ -178,7 +216,8 @@ def test_other_pages_and_names_are_refused(server):
     connection = HTTPConnection("127.0.0.1", port)
     connection.request("GET", "/")
     response = connection.getresponse()
-    assert "default-src 'none'" in response.headers["Content-Security-Policy"] and "http" not in response.read().decode().replace("http://www.w3.org/2000/svg", "")
+    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    assert "http" not in response.read().decode().replace("http://www.w3.org/2000/svg", "")
 
 
 def test_a_closed_tab_stops_its_answer(server, monkeypatch):
@@ -192,7 +231,9 @@ def test_a_closed_tab_stops_its_answer(server, monkeypatch):
     port = server[0].server_port
     with socket.create_connection(("127.0.0.1", port)) as tab:
         body = json.dumps(dict(model="ppo", turns=PROMPT))
-        tab.sendall(f"POST /answer HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        tab.sendall((f"POST /answer HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n"
+                     f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+                     f"\r\n{body}").encode())
         assert b"word" in tab.recv(10000) + tab.recv(10000)
     time.sleep(.3)
     so_far = len(written)
@@ -209,14 +250,19 @@ def test_answers_are_ranked_as_at_the_terminal(server):
     assert post(server, "/rank", dict(n=n, typed="1"))[1][0].get("wait") or k == 2
     assert "cannot follow here" in post(server, "/rank", dict(n=n, typed="11"))[1][0]["error"]
     saved = post(server, "/rank", dict(n=n, typed="".join(str(i) for i in range(1, k + 1))))[1][0]
-    assert "saved: 1 labels" in saved["note"] and saved["n"] > n and saved["agreement"]["pairs"] == k * (k - 1) // 2
-    assert len(saved["agreement"]["others"]) == min(20, saved["agreement"]["pairs"] - saved["agreement"]["agreed"])
-    again = post(server, "/rank", dict(n=n, typed="21"))[1][0]  # another tab, which still shows the question before
+    assert "saved: 1 labels" in saved["note"] and saved["n"] > n
+    assert saved["agreement"]["pairs"] == k * (k - 1) // 2
+    assert (len(saved["agreement"]["others"])
+            == min(20, saved["agreement"]["pairs"] - saved["agreement"]["agreed"]))
+    # another tab, which still shows the question before
+    again = post(server, "/rank", dict(n=n, typed="21"))[1][0]
     assert "note" not in again and again["n"] == saved["n"]
     path, = (out / "feedback").glob("*.jsonl")
     record, = records.read_comparisons(path)
-    assert record["responses"] == first["question"]["responses"] and record["ranks"] == list(range(1, k + 1))
-    assert "taken back" in post(server, "/rank", dict(n=saved["n"], typed="u"))[1][0]["note"] and path.read_text() == ""
+    assert record["responses"] == first["question"]["responses"]
+    assert record["ranks"] == list(range(1, k + 1))
+    assert "taken back" in post(server, "/rank", dict(n=saved["n"], typed="u"))[1][0]["note"]
+    assert path.read_text() == ""
     skipped = post(server, "/rank", dict(n=n, typed="s"))[1][0]
     assert skipped["n"] > n and "note" not in skipped
     asking = ours.RequestHandlerClass.page.session
@@ -246,19 +292,24 @@ def test_a_run_is_watched_while_it_writes(server):
     with open(out / "ppo" / "log.jsonl", "a") as log:
         log.write('{"step": 4, "score": 1.')  # the line that is being written
     found = post(server, "/watch", {})[1][0]
-    assert list(found) == ["gpt", "sft", "reward", "ppo"] and [r["step"] for r in found["ppo"]["log"]] == [1, 2, 3]
+    assert list(found) == ["gpt", "sft", "reward", "ppo"]
+    assert [r["step"] for r in found["ppo"]["log"]] == [1, 2, 3]
     assert {"score", "kl"} <= set(found["ppo"]["log"][0]) and found["ppo"]["healthy"]
-    assert any("sample" in r for r in found["gpt"]["log"]) and any("->" in r.get("sample", "") for r in found["sft"]["log"])
+    assert any("sample" in r for r in found["gpt"]["log"])
+    assert any("->" in r.get("sample", "") for r in found["sft"]["log"])
 
 
 def test_a_port_in_use_is_one_sentence(server):
     ours, out = server
-    assert f"port {ours.server_port} cannot be used (Address already in use): choose another with --port" in one_sentence(
+    said = (f"port {ours.server_port} cannot be used (Address already in use): "
+            "choose another with --port")
+    assert said in one_sentence(
         run_stage("gpt.py", "--page", "--out", out, "--port", ours.server_port))
-    assert "no checkpoint in" in one_sentence(run_stage("gpt.py", "--page", "--out", out / "feedback"))
+    assert "no checkpoint in" in one_sentence(run_stage("gpt.py", "--page", "--out",
+                                                        out / "feedback"))
 
 
-# ---- in a browser ---------------------------------------------------------------------------------
+# ---- in a browser --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -279,7 +330,8 @@ def tab(browser, server):
     page.wrong = []
     page.on("console", lambda message: page.wrong.append(message.text))
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("request", lambda request: page.wrong.append(request.url) if not request.url.startswith("http://127.0.0.1:") else None)
+    page.on("request", lambda request: page.wrong.append(request.url)
+            if not request.url.startswith("http://127.0.0.1:") else None)
     page.goto(f"http://127.0.0.1:{server[0].server_port}/")
     page.locator(".column").nth(2).wait_for()
     yield page
@@ -296,7 +348,9 @@ def test_a_browser_asks_two_models_and_looks_inside(tab):
     tab.get_by_label("gpt", exact=True).uncheck()
     say(tab, "What is the capital of Cuba? 古巴的首都？🙂")
     tab.locator(".column:visible .note", has_text="score").nth(1).wait_for()
-    assert tab.locator(".column:visible").count() == 2 and tab.locator(".user:visible").first.inner_text() == "What is the capital of Cuba? 古巴的首都？🙂"
+    assert tab.locator(".column:visible").count() == 2
+    asked = tab.locator(".user:visible").first.inner_text()
+    assert asked == "What is the capital of Cuba? 古巴的首都？🙂"
     say(tab, "And its continent?")
     tab.locator(".column:visible .note", has_text="score").nth(3).wait_for()
     token = tab.locator(".column:visible").last.locator(".answer").last.locator(".token").first
@@ -307,18 +361,24 @@ def test_a_browser_asks_two_models_and_looks_inside(tab):
     assert len(set(looks.values())) > 1 and "color(" in looks["p"]
     token.hover()
     rows = tab.locator("#detail tr")
-    assert rows.count() == 3 and rows.last.locator("td").count() == 5 and "%" in rows.last.inner_text()
-    assert all(f"{name} " in tab.locator("#detail").inner_text() for name in ("p", "value", "advantage"))
+    assert rows.count() == 3 and rows.last.locator("td").count() == 5
+    assert "%" in rows.last.inner_text()
+    assert all(f"{name} " in tab.locator("#detail").inner_text()
+               for name in ("p", "value", "advantage"))
     tab.get_by_role("button", name="Forget").click()
     assert tab.locator(".token").count() == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">", "\u202eright to left\u202c \u2067and\u2069 back", "x" * 10_000])
+@pytest.mark.parametrize(
+    "text", [
+        "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">",
+        "\u202eright to left\u202c \u2067and\u2069 back", "x" * 10_000])
 def test_a_hostile_text_is_only_text(text, tab):
     say(tab, text)
     tab.locator(".note", has_text="score" if len(text) < 1000 else "fewer words").first.wait_for()
-    assert tab.title() == "RLHF, seen from inside" and tab.locator("img, .column script").count() == 0
+    assert tab.title() == "RLHF, seen from inside"
+    assert tab.locator("img, .column script").count() == 0
     assert tab.locator(".user").first.inner_text() == text
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
@@ -357,7 +417,10 @@ def test_answers_are_ranked_in_a_browser_and_learned_from(tab, server):
     tab.locator("#agreement", has_text="saved: 3 labels").wait_for()
     last = json.loads(path.read_text().splitlines()[-1])
     assert last["ranks"][:2] == [2, 1] and last["fails"] == {"helpful": [0]}
-    tab.evaluate("for (let i = 0; i < 9; i++) document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', repeat: true}))")  # a key that is held
+    # a key that is held
+    tab.evaluate(
+        "for (let i = 0; i < 9; i++) document.dispatchEvent(new KeyboardEvent('keydown', {key: "
+        "'Enter', repeat: true}))")
     tab.wait_for_timeout(300)
     assert len(path.read_text().splitlines()) == 3
     reward.train(reward.Config(out=str(out), data=str(path), batch=2, mix_runs=True))
@@ -391,7 +454,8 @@ def test_a_narrow_window_light_and_dark(scheme, tab):
     tab.set_viewport_size(dict(width=320, height=640))
     say(tab, "What is the capital of Cuba?")
     tab.locator(".note", has_text="score").nth(2).wait_for()
-    back, ink = (tab.evaluate(f"getComputedStyle(document.querySelector('{tag}')).{what}") for tag, what in (("html", "backgroundColor"), (".answer", "color")))
+    back, ink = (tab.evaluate(f"getComputedStyle(document.querySelector('{tag}')).{what}") for tag,
+                 what in (("html", "backgroundColor"), (".answer", "color")))
     assert ("255, 255, 255" in ink) == (scheme == "dark"), (back, ink)
     for part in ("#ask", "#rank", "#watch"):
         tab.evaluate(f"location.hash = '{part}'")
@@ -403,6 +467,7 @@ def test_a_narrow_window_light_and_dark(scheme, tab):
 def test_a_run_is_watched_in_a_browser(tab):
     tab.get_by_role("link", name="Watch").click()
     tab.locator("#stages svg").first.wait_for()
-    assert {"ppo (grey: a healthy run)", "gpt (grey: a healthy run)"} <= set(tab.locator("#stages > h2").all_inner_texts())
+    assert ({"ppo (grey: a healthy run)", "gpt (grey: a healthy run)"}
+            <= set(tab.locator("#stages > h2").all_inner_texts()))
     assert tab.locator("polyline.now").count() == tab.locator("polyline.healthy").count() > 6
     assert "continues" in tab.locator("#stages").inner_text()

@@ -1,4 +1,5 @@
-"""The same numbers as the libraries that the field uses, and as the papers' formulas written out in plain numpy."""
+"""The same numbers as the libraries that the field uses, and as the papers' formulas written out
+in plain numpy."""
 
 import os
 
@@ -18,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers", reason="pip install -r tests/requirements.txt")
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -r tests/requirements.txt")
 
-# ---- GPT-2 against transformers -------------------------------------------------------------------
+# ---- GPT-2 against transformers ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def twins():
     """A GPT-2 of transformers with random weights, and ours with the same, both float64."""
     config = gpt.GPTConfig(vocab_size=60, block_size=32, n_layer=3, n_head=4, n_embd=32)
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=60, n_positions=32, n_layer=3, n_head=4, n_embd=32, initializer_range=.3, eos_token_id=config.end, pad_token_id=config.pad)).double().eval()
+        vocab_size=60, n_positions=32, n_layer=3, n_head=4, n_embd=32, initializer_range=.3,
+        eos_token_id=config.end, pad_token_id=config.pad)).double().eval()
     state = {}
     for name, weight in theirs.transformer.state_dict().items():
         if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
@@ -52,11 +54,13 @@ def test_gpt2_forward_in_bfloat16(twins):
     a, b = ours(idx).float(), theirs(idx).logits.float()
     exact = twins[0].double()(idx).float()
     assert (a - b).abs().mean() < .1 * exact.std()
-    assert (a - exact).abs().mean() < 1.5 * (b - exact).abs().mean()  # neither rounds worse than the other
+    # neither rounds worse than the other
+    assert (a - exact).abs().mean() < 1.5 * (b - exact).abs().mean()
 
 
 def test_gpt2_loss(twins):
-    """Theirs includes <|pad|> in the softmax, which to them is a token like others; so here its logit is sent to minus infinity."""
+    """Theirs includes <|pad|> in the softmax, which to them is a token like others; so here its
+    logit is sent to minus infinity."""
     ours, theirs = twins
     idx = torch.randint(59, (3, 20))
     logits = theirs(idx).logits
@@ -71,12 +75,14 @@ def test_gpt2_greedy_generation(twins):
     idx, lengths = gpt.pad(rows, ours.config.pad)
     answers, after = gpt.generate(ours, idx, lengths, 15, temperature=0)
     for row, answer, n in zip(rows, answers.tolist(), after.tolist()):
-        expected = theirs.generate(torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long), max_new_tokens=15, do_sample=False,
+        expected = theirs.generate(torch.tensor([row]),
+                                   attention_mask=torch.ones(1, len(row), dtype=torch.long),
+                                   max_new_tokens=15, do_sample=False,
                                    suppress_tokens=[ours.config.pad])
         assert answer[:n] == expected[0].tolist()
 
 
-# ---- optimiser ------------------------------------------------------------------------------------
+# ---- optimiser -----------------------------------------------------------------------------------
 
 
 def test_the_learning_rate_is_that_of_transformers():
@@ -84,7 +90,8 @@ def test_the_learning_rate_is_that_of_transformers():
     weight = torch.nn.Parameter(torch.zeros(1))
     for floor in (0.0, .1):
         opt = torch.optim.SGD([weight], 3e-4)
-        schedule = transformers.get_cosine_with_min_lr_schedule_with_warmup(opt, 10, 100, min_lr_rate=floor)
+        schedule = transformers.get_cosine_with_min_lr_schedule_with_warmup(
+            opt, 10, 100, min_lr_rate=floor)
         theirs = []
         for _ in range(100):
             theirs.append(opt.param_groups[0]["lr"])
@@ -103,7 +110,8 @@ def test_weights_decay_where_transformers_lets_them_decay():
 
 
 def test_adamw_by_its_paper():
-    """Loshchilov and Hutter 2019, algorithm 2, with eps outside the root, as in torch; three steps with gradients below the clipping norm."""
+    """Loshchilov and Hutter 2019, algorithm 2, with eps outside the root, as in torch; three steps
+    with gradients below the clipping norm."""
     weight = torch.nn.Parameter(torch.tensor([[.5, -.3]], dtype=torch.float64))
     opt = optim.adamw(torch.nn.ParameterList([weight]), 1.0, weight_decay=.1, eps=1e-5)
     theta, m, v = np.array([[.5, -.3]]), 0.0, 0.0
@@ -111,20 +119,23 @@ def test_adamw_by_its_paper():
         target = torch.tensor([[.1 * t, .2]], dtype=torch.float64)
         g = theta - target.numpy()
         m, v = .9 * m + .1 * g, .95 * v + .05 * g ** 2
-        theta = theta - .01 * (m / (1 - .9 ** t) / (np.sqrt(v / (1 - .95 ** t)) + 1e-5) + .1 * theta)
+        theta = theta - .01 * (m / (1 - .9 ** t) / (np.sqrt(v / (1 - .95 ** t)) + 1e-5)
+                               + .1 * theta)
         (.5 * ((weight - target) ** 2).sum()).backward()
         optim.optimizer_step(torch.nn.ParameterList([weight]), opt, lr=.01)
         np.testing.assert_allclose(weight.detach().numpy(), theta, rtol=1e-6)
 
 
 def test_muon_moves_matrices_as_torchs_does_and_the_rest_as_adamw():
-    """torch computes in bfloat16, and its steps are half as long: Liu et al. 2025 have .2 where we have .4."""
+    """torch computes in bfloat16, and its steps are half as long: Liu et al. 2025 have .2 where we
+    have .4."""
     config = gpt.GPTConfig(60, 16, 2, 2, 16)
     ours, theirs = gpt.GPT(config), gpt.GPT(config)
     theirs.load_state_dict(ours.state_dict())
     inner = [p for p in theirs.blocks.parameters() if p.dim() == 2]
     rest = torch.nn.ParameterList(p for p in theirs.parameters() if all(p is not q for q in inner))
-    muon = torch.optim.Muon(inner, lr=2 * .01, weight_decay=.05, momentum=.95, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(inner, lr=2 * .01, weight_decay=.05, momentum=.95,
+                            adjust_lr_fn="match_rms_adamw")
     opt, adamw = optim.Muon(ours, .01, .1), optim.adamw(rest, .01, .1)
     for step in range(3):
         idx = torch.randint(55, (4, 16))
@@ -143,7 +154,7 @@ def test_muon_moves_matrices_as_torchs_does_and_the_rest_as_adamw():
         theirs.load_state_dict(ours.state_dict())
 
 
-# ---- tokenizer ------------------------------------------------------------------------------------
+# ---- tokenizer -----------------------------------------------------------------------------------
 
 
 def test_the_tokenizer_cuts_text_like_hugging_faces_with_the_same_merges():
@@ -156,25 +167,31 @@ def test_the_tokenizer_cuts_text_like_hugging_faces_with_the_same_merges():
         return "".join(letters[b] for b in token)
 
     merges = []
-    for token, rank in list(ranks.items())[256:]:  # the two parts of a token: its bytes, merged as far as older tokens go
+    # the two parts of a token: its bytes, merged as far as older tokens go
+    for token, rank in list(ranks.items())[256:]:
         parts = [bytes([b]) for b in token]
         while len(parts) > 2:
-            i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
+            i = min(range(len(parts) - 1),
+                    key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
         merges.append(tuple(map(spell, parts)))
-    theirs = tokenizers.Tokenizer(tokenizers.models.BPE({spell(t): r for t, r in ranks.items()}, merges))
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE({spell(t): r for t, r in ranks.items()},
+                                                        merges))
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-        tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    for text in almanac.text(50, 2) + ["  two  spaces\n\n\tand tabs ", "naïve 東京 🙂", "it's John's, isn't it? 12345"]:
+        tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    for text in almanac.text(50, 2) + ["  two  spaces\n\n\tand tabs ", "naïve 東京 🙂",
+                                       "it's John's, isn't it? 12345"]:
         assert ours.encode(text) == theirs.encode(text).ids
 
 
-# ---- equations against numpy ----------------------------------------------------------------------
+# ---- equations against numpy ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def rollout():
-    """Random numbers of the shapes of PPO, as numpy arrays: 4 answers of 1 to 7 tokens at different places."""
+    """Random numbers of the shapes of PPO, as numpy arrays: 4 answers of 1 to 7 tokens at
+    different places."""
     rng = np.random.default_rng(0)
     names = ("logp", "logp_old", "logp_ref", "values", "values_old", "advantages", "returns")
     x = {name: rng.normal(size=(4, 9)) for name in names}
@@ -187,14 +204,16 @@ def rollout():
 
 
 def test_rewards_advantages_and_returns_by_the_papers(rollout):
-    """Ziegler et al. 2019, eq. 2; Schulman et al. 2016, eq. 11-16: the recursion, from the last token back."""
+    """Ziegler et al. 2019, eq. 2; Schulman et al. 2016, eq. 11-16: the recursion, from the last
+    token back."""
     x, t = rollout
     rewards = ppo.kl_rewards(t["score"], t["logp"], t["logp_ref"], t["mask"], .3)
     advantages, returns = ppo.gae(rewards, t["values"], t["mask"], .97, .9)
     for row, (first, end) in enumerate(x["spans"]):
         later, value_after = 0.0, 0.0
         for s in reversed(range(first, end)):
-            r = -.3 * (x["logp"][row, s] - x["logp_ref"][row, s]) + (x["score"][row] if s == end - 1 else 0)
+            r = -.3 * (x["logp"][row, s] - x["logp_ref"][row, s]) + (
+                x["score"][row] if s == end - 1 else 0)
             assert rewards[row, s].item() == pytest.approx(r)
             later = r + .97 * value_after - x["values"][row, s] + .97 * .9 * later
             value_after = x["values"][row, s]
@@ -208,13 +227,16 @@ def test_losses_by_the_papers(rollout):
     pg, vf, n = 0.0, 0.0, 0
     for row, (first, end) in enumerate(x["spans"]):
         for s in range(first, end):
-            ratio, advantage = np.exp(x["logp"][row, s] - x["logp_old"][row, s]), x["advantages"][row, s]
+            ratio, advantage = np.exp(
+                x["logp"][row, s] - x["logp_old"][row, s]), x["advantages"][row, s]
             pg -= min(ratio * advantage, np.clip(ratio, .8, 1.2) * advantage)
             v, old, target = (x[name][row, s] for name in ("values", "values_old", "returns"))
             vf += .5 * max((v - target) ** 2, (old + np.clip(v - old, -.2, .2) - target) ** 2)
             n += 1
-    assert ppo.policy_loss(t["logp"], t["logp_old"], t["advantages"], t["mask"], .2).item() == pytest.approx(pg / n)
-    assert ppo.value_loss(t["values"], t["values_old"], t["returns"], t["mask"], .2).item() == pytest.approx(vf / n)
+    assert (ppo.policy_loss(t["logp"], t["logp_old"], t["advantages"], t["mask"], .2).item()
+            == pytest.approx(pg / n))
+    assert (ppo.value_loss(t["values"], t["values_old"], t["returns"], t["mask"], .2).item()
+            == pytest.approx(vf / n))
 
 
 def test_whitening_by_numpy(rollout):
@@ -225,14 +247,18 @@ def test_whitening_by_numpy(rollout):
 
 
 def test_the_ranking_loss_by_the_paper():
-    """Ouyang et al. 2022, eq. 1: the mean over prompts of the mean over pairs; ties and missing answers make no pair."""
+    """Ouyang et al. 2022, eq. 1: the mean over prompts of the mean over pairs; ties and missing
+    answers make no pair."""
     rng = np.random.default_rng(1)
-    scores, ranks = rng.normal(size=(5, 4)), np.array([[1, 2, 3, 4], [2, 1, 2, 3], [1, 1, 1, 1], [3, 1, 2, 0], [1, 2, 0, 0]])
+    scores, ranks = rng.normal(size=(5, 4)), np.array([[1, 2, 3, 4], [2, 1, 2, 3], [1, 1, 1, 1],
+                                                       [3, 1, 2, 0], [1, 2, 0, 0]])
     means = []
     for r, k in zip(scores, ranks):
-        pairs = [np.log1p(np.exp(-(r[w] - r[l]))) for w in range(4) for l in range(4) if 0 < k[w] < k[l]]
+        pairs = [np.log1p(np.exp(-(r[w] - r[l]))) for w in range(4) for l in range(4)
+                 if 0 < k[w] < k[l]]
         means += [np.mean(pairs)] if pairs else []
-    assert reward.ranking_loss(torch.tensor(scores), torch.tensor(ranks)).item() == pytest.approx(np.mean(means))
+    assert (reward.ranking_loss(torch.tensor(scores), torch.tensor(ranks)).item()
+            == pytest.approx(np.mean(means)))
 
 
 def test_the_sft_loss_by_its_formula(model):
@@ -241,5 +267,7 @@ def test_the_sft_loss_by_its_formula(model):
     nll = []
     for ids, n in batch:
         logits = model(torch.tensor([ids])).detach().numpy()[0, :, :-1]  # without <|pad|>
-        nll += [np.log(np.exp(logits[t - 1]).sum()) - logits[t - 1, ids[t]] for t in range(n, len(ids))]
-    assert sft.sft_loss(model, batch, "cpu").item() == pytest.approx(np.mean(nll)) and sft.response_tokens(batch) == len(nll) == 6
+        nll += [np.log(np.exp(logits[t - 1]).sum()) - logits[t - 1, ids[t]]
+                for t in range(n, len(ids))]
+    assert sft.sft_loss(model, batch, "cpu").item() == pytest.approx(np.mean(nll))
+    assert sft.response_tokens(batch) == len(nll) == 6

@@ -1,4 +1,5 @@
-"""The whole recipe at its default settings, as a reader runs it, against the bars that it is there to reach."""
+"""The whole recipe at its default settings, as a reader runs it, against the bars that it is there
+to reach."""
 
 import json
 import os
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 def pace():
-    """Milliseconds that this machine now takes for a fixed piece of a transformer's work, which no code of ours changes."""
+    """Milliseconds that this machine now takes for a fixed piece of a transformer's work, which no
+    code of ours changes."""
     x, up, down = torch.randn(1024, 128), torch.randn(512, 128), torch.randn(128, 512)
     took = []
     for _ in range(40):
@@ -37,15 +39,20 @@ def out(tmp_path_factory):
     out, seconds, paces = tmp_path_factory.mktemp("out"), 0.0, [pace()]
     for stage in ("gpt", "sft", "reward", "ppo"):
         started = time.time()
-        subprocess.run([sys.executable, f"{stage}.py", "--out", str(out), "--seed", os.environ.get("SEED", "1")], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, f"{stage}.py", "--out", str(out), "--seed",
+                        os.environ.get("SEED", "1")], cwd=ROOT, check=True)
         seconds += time.time() - started
         paces.append(pace())
-    # Machines that share their cores with others were seen to vary by a factor of 1.7 within a day, and the bar is not about that:
+    # Machines that share their cores with others were seen to vary by a factor of 1.7 within a
+    # day, and the bar is not about that:
     # at 26 ms the four stages took 6 to 7 minutes.
     slow = max(1.0, statistics.mean(paces) / 26)
-    print(f"\nfour stages: {seconds:.0f} s, on a machine {slow:.2f} times as slow as the one where they were measured")
+    print(
+        f"\nfour stages: {seconds:.0f} s, on a machine {slow:.2f} times as slow as the one where "
+        "they were measured")
     (out / "seconds").write_text(str(seconds / slow))
-    subprocess.run([sys.executable, "ppo.py", "--eval", "--out", str(out), "--seed", os.environ.get("SEED", "1")], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "ppo.py", "--eval", "--out", str(out), "--seed",
+                    os.environ.get("SEED", "1")], cwd=ROOT, check=True)
     print("\n" + tables.seeds_table([json.loads((out / "eval" / "results.json").read_text())]))
     return out
 
@@ -94,12 +101,16 @@ def test_ppo_is_preferred_to_sft_on_four_prompts_of_five(results):
 
 def test_every_iteration_starts_on_policy(out):
     log = [json.loads(line) for line in open(out / "ppo" / "log.jsonl")]
-    assert len(log) > 10 and all(abs(record["first_ratio"] - 1) < 1e-5 and abs(record["first_approx_kl"]) < 1e-6 for record in log)
+    assert len(log) > 10
+    assert all(abs(record["first_ratio"] - 1) < 1e-5 and abs(record["first_approx_kl"]) < 1e-6
+               for record in log)
 
 
 def test_the_readme_says_what_comes_out(out):
-    """What this run gives lies where the README's seeds let one expect it: between the lowest and the highest, or not far beyond."""
-    every = [json.loads(path.read_text()) for path in sorted((ROOT / "notebooks" / "results").glob("evaluation-*.json"))]
+    """What this run gives lies where the README's seeds let one expect it: between the lowest and
+    the highest, or not far beyond."""
+    every = [json.loads(path.read_text())
+             for path in sorted((ROOT / "notebooks" / "results").glob("evaluation-*.json"))]
     here = json.loads((out / "eval" / "results.json").read_text())
     for model in ("sft", "ppo"):
         for label, _, *name in tables.SEEDS:

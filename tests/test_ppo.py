@@ -35,7 +35,8 @@ def test_the_kl_penalty_is_per_token_against_the_reference():
     assert (rewards[~MASK] == 0).all()
     torch.testing.assert_close(rewards[0, 1], -.3 * (logp - ref)[0, 1])
     # The policy that is its own reference pays nothing.
-    assert torch.equal(ppo.kl_rewards(score, logp, logp, MASK, .3), ppo.kl_rewards(score, logp, logp, MASK, 0.0))
+    assert torch.equal(ppo.kl_rewards(score, logp, logp, MASK, .3),
+                       ppo.kl_rewards(score, logp, logp, MASK, 0.0))
 
 
 @pytest.mark.parametrize("gamma, lam", [(1.0, .95), (.9, .7), (1.0, 1.0), (.9, 0.0)])
@@ -51,7 +52,8 @@ def test_law_07_gae_is_the_discounted_sum_of_td_errors(gamma, lam):
             assert advantages[b, t].item() == pytest.approx(expected, abs=1e-12)
             assert returns[b, t].item() == pytest.approx(expected + value[t], abs=1e-12)
             if lam == 1:
-                assert returns[b, t].item() == pytest.approx(sum(gamma ** (s - t) * rewards[b, s].item() for s in steps if s >= t))
+                assert returns[b, t].item() == pytest.approx(
+                    sum(gamma ** (s - t) * rewards[b, s].item() for s in steps if s >= t))
     assert (advantages[~MASK] == 0).all() and (returns[~MASK] == 0).all()
 
 
@@ -67,7 +69,8 @@ def test_law_07_the_recursion_equals_the_double_sum():
 def test_law_07_gae_does_not_see_padding():
     rewards, values = noise(3, 6) * MASK, noise(3, 6)
     changed = torch.where(MASK, values, 99.0)
-    for a, b in zip(ppo.gae(rewards, values, MASK, 1.0, .95), ppo.gae(rewards, changed, MASK, 1.0, .95)):
+    for a, b in zip(ppo.gae(rewards, values, MASK, 1.0, .95),
+                    ppo.gae(rewards, changed, MASK, 1.0, .95)):
         assert torch.equal(a, b)
 
 
@@ -75,39 +78,48 @@ def test_law_10_whitening_by_published_figures():
     """The table of the "N+ details" reproduction: biased variance, mean kept."""
     x = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
     mask = torch.ones(3, 3).bool()
-    torch.testing.assert_close(ppo.whiten(x, mask, shift_mean=False)[0], torch.tensor([.0508, .4381, .8254]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(ppo.whiten(x, mask, shift_mean=False)[0],
+                               torch.tensor([.0508, .4381, .8254]), atol=1e-4, rtol=0)
     x = noise(3, 6)
     white = ppo.whiten(x, MASK)
-    assert white[MASK].mean().abs() < 1e-7 and white[MASK].var(correction=0).item() == pytest.approx(1)
+    assert white[MASK].mean().abs() < 1e-7
+    assert white[MASK].var(correction=0).item() == pytest.approx(1)
     assert (white[~MASK] == 0).all()
     assert torch.equal(white, ppo.whiten(torch.where(MASK, x, 99.0), MASK))
 
 
 def test_policy_loss_by_hand():
     logp_old = torch.zeros(1, 4, dtype=torch.float64)
-    ratio, advantages = torch.tensor([[1.5, 1.5, .5, .5]], dtype=torch.float64), torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
+    ratio, advantages = torch.tensor([[1.5, 1.5, .5, .5]],
+                                     dtype=torch.float64), torch.tensor(
+                                         [[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
     mask = torch.ones(1, 4).bool()
     expected = (-1.2 + 1.5 - .5 + .8) / 4
-    assert ppo.policy_loss(ratio.log(), logp_old, advantages, mask, .2).item() == pytest.approx(expected)
+    assert (ppo.policy_loss(ratio.log(), logp_old, advantages, mask, .2).item()
+            == pytest.approx(expected))
 
 
 def test_law_11_the_gradient_is_zero_just_where_clipping_says_enough():
     logp = torch.tensor([[1.5, 1.5, .5, .5, 1.1, .9]], dtype=torch.float64).log().requires_grad_()
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
-    ppo.policy_loss(logp, torch.zeros(1, 6, dtype=torch.float64), advantages, torch.ones(1, 6).bool(), .2).backward()
+    ppo.policy_loss(logp, torch.zeros(1, 6, dtype=torch.float64), advantages,
+                    torch.ones(1, 6).bool(), .2).backward()
     assert (logp.grad != 0).tolist() == [[False, True, True, False, True, True]]
 
 
 def test_law_11_value_loss_by_hand_and_never_below_the_unclipped():
     values, old, returns = (torch.tensor([[v]], dtype=torch.float64) for v in (1.0, 0.0, 1.0))
     one = torch.ones(1, 1).bool()
-    assert ppo.value_loss(values, old, returns, one, .2).item() == pytest.approx(.5 * .8 ** 2)  # perfect, but moved too far
+    # perfect, but moved too far
+    assert ppo.value_loss(values, old, returns, one, .2).item() == pytest.approx(.5 * .8 ** 2)
     values, old, returns = noise(3, 6), noise(3, 6), noise(3, 6)
-    assert ppo.value_loss(values, old, returns, MASK, .2) >= .5 * gpt.masked_mean((values - returns) ** 2, MASK)
-    assert ppo.value_loss(values, old, returns, MASK, 1e9).item() == pytest.approx(.5 * gpt.masked_mean((values - returns) ** 2, MASK).item())
+    assert (ppo.value_loss(values, old, returns, MASK, .2)
+            >= .5 * gpt.masked_mean((values - returns) ** 2, MASK))
+    assert (ppo.value_loss(values, old, returns, MASK, 1e9).item()
+            == pytest.approx(.5 * gpt.masked_mean((values - returns) ** 2, MASK).item()))
 
 
-# ---- one iteration with small models --------------------------------------------------------------
+# ---- one iteration with small models -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -154,19 +166,22 @@ def test_law_09_an_answer_without_end_or_word_gets_the_missing_score(iteration):
     assert unfinished.any() and torch.equal(batch.ended, ~unfinished)
     assert (batch.score[unfinished] == cfg.missing_eos_penalty).all()
     scored = ~unfinished & (batch.mask.sum(1) > 1)
-    torch.testing.assert_close(batch.score[scored], rm.score(batch.idx, batch.lengths - 1).detach()[scored])
+    torch.testing.assert_close(batch.score[scored],
+                               rm.score(batch.idx, batch.lengths - 1).detach()[scored])
     with torch.no_grad():  # now it often ends before it has begun
         policy.ln_f.bias.fill_(1.0)
         policy.wte.weight[rm.config.end] = .2
     batch = ppo.rollout(policy, reference, rm, value, *gpt.pad([[1, 2]] * 16, rm.config.pad), cfg)
-    assert (batch.mask.sum(1) == 1).any() and (batch.score[batch.mask.sum(1) == 1] == cfg.missing_eos_penalty).all()
+    assert (batch.mask.sum(1) == 1).any()
+    assert (batch.score[batch.mask.sum(1) == 1] == cfg.missing_eos_penalty).all()
 
 
 def test_law_03_reference_and_reward_model_never_change(iteration):
     policy, reference, rm, value, opt, batch, cfg = iteration
     before = copy.deepcopy([m.state_dict() for m in (reference, rm, policy, value)])
     update(policy, value, opt, batch, cfg)
-    same = [all(torch.equal(a, b) for a, b in zip(old.values(), m.state_dict().values())) for old, m in zip(before, (reference, rm, policy, value))]
+    same = [all(torch.equal(a, b) for a, b in zip(old.values(), m.state_dict().values())) for old,
+            m in zip(before, (reference, rm, policy, value))]
     assert same == [True, True, False, False]
 
 
@@ -175,16 +190,19 @@ def test_law_06_tokens_after_the_end_change_nothing(iteration):
     dirty = batch.idx.clone()
     dirty[torch.arange(dirty.shape[1]) >= batch.lengths[:, None]] = 5
     with torch.no_grad():
-        torch.testing.assert_close(gpt.token_logprobs(policy, dirty, cfg.temperature, batch.mask), batch.logp_old)
+        torch.testing.assert_close(gpt.token_logprobs(policy, dirty, cfg.temperature, batch.mask),
+                                   batch.logp_old)
         torch.testing.assert_close(value(dirty)[:, :-1] * batch.mask, batch.values_old * batch.mask)
         scored = batch.score != cfg.missing_eos_penalty
         torch.testing.assert_close(rm.score(dirty, batch.lengths - 1)[scored], batch.score[scored])
 
 
 def test_law_01_the_first_minibatch_changes_nothing_yet(iteration):
-    """One minibatch of all answers: no ratio is clipped, and whitened advantages sum to 0 under the one global mean."""
+    """One minibatch of all answers: no ratio is clipped, and whitened advantages sum to 0 under
+    the one global mean."""
     policy, _, _, value, opt, batch, cfg = iteration
-    diagnostics = update(policy, value, opt, batch, dataclasses.replace(cfg, epochs=1, minibatches=1))
+    diagnostics = update(policy, value, opt, batch,
+                         dataclasses.replace(cfg, epochs=1, minibatches=1))
     assert diagnostics["clip_fraction"] == 0 and abs(diagnostics["policy_loss"]) < 1e-6
     assert diagnostics["approx_kl"] == pytest.approx(0, abs=1e-6)
 
@@ -199,19 +217,23 @@ def test_law_06_tokens_after_the_end_change_no_advantage_gradient_or_metric(iter
         with torch.no_grad():
             b = dataclasses.replace(b, values_old=models[1](b.idx)[:, :-1])
         torch.manual_seed(7)  # for the order of the rows
-        diagnostics = update(*models, torch.optim.SGD(models.parameters(), 1e-2), b, dataclasses.replace(cfg, epochs=1), 1e-2)
-        after.append((*estimates(b, cfg), diagnostics, torch.cat([p.flatten() for p in models.parameters()])))
+        diagnostics = update(*models, torch.optim.SGD(models.parameters(), 1e-2), b,
+                             dataclasses.replace(cfg, epochs=1), 1e-2)
+        after.append((*estimates(b, cfg), diagnostics,
+                      torch.cat([p.flatten() for p in models.parameters()])))
     for clean, changed in zip(*after):
         torch.testing.assert_close(clean, changed, rtol=1e-4, atol=1e-6)
 
 
 def test_law_14_mean_k1_is_the_enumerated_kl(model):
-    """One token, all 39 possible: the mean of log p - log q over samples of p is KL(p || q). Under top-k it is not."""
+    """One token, all 39 possible: the mean of log p - log q over samples of p is KL(p || q). Under
+    top-k it is not."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.wte.weight += .03 * torch.randn_like(other.wte.weight)
     idx, lengths = gpt.pad([[1, 2, 3]] * 20000, model.config.pad)
-    p, q = [gpt.action_logits(m, m.hidden(idx[:1])[0, -1], 1.5).softmax(-1).detach()[:-1] for m in (model, other)]
+    p, q = [gpt.action_logits(m, m.hidden(idx[:1])[0, -1], 1.5).softmax(-1).detach()[:-1]
+            for m in (model, other)]
     kl = (p * (p / q).log()).sum().item()
 
     def k1(actions):
@@ -224,11 +246,12 @@ def test_law_14_mean_k1_is_the_enumerated_kl(model):
     mean, margin = k1(answers[:, 3:])
     assert abs(mean - kl) < margin
     top = p.topk(4)
-    mean, margin = k1(top.indices[torch.multinomial(top.values, len(idx), replacement=True)][:, None])
+    mean, margin = k1(top.indices[torch.multinomial(top.values, len(idx),
+                                                    replacement=True)][:, None])
     assert abs(mean - kl) > margin
 
 
-# ---- options of the papers ------------------------------------------------------------------------
+# ---- options of the papers -----------------------------------------------------------------------
 
 
 def test_law_15_adaptive_beta_by_published_figures():
@@ -245,15 +268,20 @@ def test_law_15_adaptive_beta_by_published_figures():
 
 
 def gradient(models, batch, rows, cfg, text=None):
-    """Of one minibatch, the given rows of a rollout, as one vector; and the minibatch's diagnostics."""
+    """Of one minibatch, the given rows of a rollout, as one vector; and the minibatch's
+    diagnostics."""
     batch.advantages, batch.returns = estimates(batch, cfg)
-    found, part = [], dataclasses.replace(batch, **{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(batch)})
+    found, part = [], dataclasses.replace(batch,
+                                          **{f.name: getattr(batch, f.name)[rows]
+                                             for f in dataclasses.fields(batch)})
 
     class Peek:
         param_groups = []
 
         def step(self):
-            found.append(torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel(), dtype=p.dtype) for p in models.parameters()]))
+            found.append(torch.cat([p.grad.flatten() if p.grad is not None
+                                    else torch.zeros(p.numel(), dtype=p.dtype)
+                                    for p in models.parameters()]))
 
         def zero_grad(self, set_to_none):
             models.zero_grad(set_to_none=set_to_none)
@@ -261,8 +289,10 @@ def gradient(models, batch, rows, cfg, text=None):
     torch.manual_seed(3)  # for the rows of the text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, clip: torch.tensor(0.0))
-        patch.setattr(torch, "randperm", torch.arange)  # rows in their order: only the text is drawn
-        diagnostics = ppo.update(*models, Peek(), part, dataclasses.replace(cfg, epochs=1, minibatches=1), 0.0, text)
+        # rows in their order: only the text is drawn
+        patch.setattr(torch, "randperm", torch.arange)
+        diagnostics = ppo.update(*models, Peek(), part,
+                                 dataclasses.replace(cfg, epochs=1, minibatches=1), 0.0, text)
     return found[0], diagnostics
 
 
@@ -274,7 +304,9 @@ def exact(iteration):
     with torch.no_grad():
         for param in models.parameters():
             param += .02 * torch.randn_like(param)
-    batch = dataclasses.replace(batch, **{f.name: x.double() for f in dataclasses.fields(batch) if (x := getattr(batch, f.name)) is not None and x.is_floating_point()})
+    batch = dataclasses.replace(batch, **{f.name: x.double() for f in dataclasses.fields(batch)
+                                          if (x := getattr(batch, f.name)) is not None
+                                          and x.is_floating_point()})
     return models, batch, cfg
 
 
@@ -287,8 +319,10 @@ def test_law_16_the_gradient_with_ptx_is_the_sum_of_both(exact):
     text = gpt.random_rows(text, 8, 24)
     logits = models[0](text)
     logits[..., models[0].config.pad] = -torch.inf
-    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), text[:, 1:].flatten()).backward()
-    lm = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in models.parameters()])
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1),
+                                      text[:, 1:].flatten()).backward()
+    lm = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel())
+                    for p in models.parameters()])
     torch.testing.assert_close(mixed, plain + 27.8 * lm)
     assert lm.norm() > 1e-3
 
@@ -307,14 +341,16 @@ def test_law_16_without_ptx_the_text_is_not_touched(iteration):
 @pytest.mark.parametrize("size", [1, 3, 5, 8])
 def test_law_18_micro_batches_leave_the_gradient_unchanged(exact, size):
     models, batch, cfg = exact
-    cfg, rows, text = dataclasses.replace(cfg, ptx=2.0), torch.tensor([3, 1, 4, 15, 9, 2, 6, 5]), torch.randint(38, (500,))
+    cfg, rows, text = dataclasses.replace(cfg,
+                                          ptx=2.0), torch.tensor(
+                                              [3, 1, 4, 15, 9, 2, 6, 5]), torch.randint(38, (500,))
     whole, seen = gradient(models, batch, rows, cfg, text)
     split, parts = gradient(models, batch, rows, dataclasses.replace(cfg, micro_batch=size), text)
     torch.testing.assert_close(split, whole)
     assert parts == pytest.approx(seen)
 
 
-# ---- the real loop --------------------------------------------------------------------------------
+# ---- the real loop -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -328,14 +364,19 @@ def loop(tmp_path_factory):
     (out / "reward").mkdir()
     gpt.save(out / "sft" / "ckpt.pt", gpt.GPT(config), tokenizer)
     gpt.save(out / "reward" / "ckpt.pt", gpt.ScalarGPT(config), tokenizer)
-    cfg = ppo.Config(out=str(out), steps=4, batch=8, minibatches=2, epochs=3, prompts=30, test_prompts=12, max_new_tokens=6, missing_eos_penalty=-3.5)
+    cfg = ppo.Config(out=str(out), steps=4, batch=8, minibatches=2, epochs=3, prompts=30,
+                     test_prompts=12, max_new_tokens=6, missing_eos_penalty=-3.5)
     patch, seen = pytest.MonkeyPatch(), dict(rollouts=[], models=[], lr=[])
     rollout, optimizer_step = ppo.rollout, optim.optimizer_step
 
     def spy_rollout(policy, reference, reward, value, *rest):
-        seen["models"].append([copy.deepcopy(m.state_dict()) for m in (policy, reference, reward, value)])
-        seen["shared"] = {p.data_ptr() for m in (reference, reward) for p in m.parameters()} & {p.data_ptr() for m in (policy, value) for p in m.parameters()}
-        seen["gradients"] = [p.grad for m in (reference, reward) for p in m.parameters() if p.grad is not None]
+        seen["models"].append([copy.deepcopy(m.state_dict())
+                               for m in (policy, reference, reward, value)])
+        seen["shared"] = {p.data_ptr() for m in (reference, reward)
+                          for p in m.parameters()} & {p.data_ptr() for m in (policy, value)
+                                                      for p in m.parameters()}
+        seen["gradients"] = [p.grad for m in (reference, reward) for p in m.parameters()
+                             if p.grad is not None]
         batch = rollout(policy, reference, reward, value, *rest)
         seen["rollouts"].append(batch)
         return batch
@@ -352,7 +393,8 @@ def loop(tmp_path_factory):
 
 
 def test_law_01_every_iteration_of_the_loop_starts_on_policy(loop):
-    assert all(record["first_ratio"] == pytest.approx(1, abs=1e-5) and abs(record["first_approx_kl"]) < 1e-6 for record in loop[1]["history"])
+    assert all(record["first_ratio"] == pytest.approx(1, abs=1e-5)
+               and abs(record["first_approx_kl"]) < 1e-6 for record in loop[1]["history"])
 
 
 def test_law_02_the_loop_starts_with_kl_0(loop):
@@ -361,7 +403,8 @@ def test_law_02_the_loop_starts_with_kl_0(loop):
 
 def test_law_03_the_loop_never_changes_reference_and_reward_model(loop):
     first, last = loop[1]["models"][0], loop[1]["models"][-1]
-    same = [all(torch.equal(a, b) for a, b in zip(x.values(), y.values())) for x, y in zip(first, last)]
+    same = [all(torch.equal(a, b) for a, b in zip(x.values(), y.values())) for x,
+            y in zip(first, last)]
     assert same == [False, True, True, False]
     assert not loop[1]["shared"] and not loop[1]["gradients"]
 
@@ -380,15 +423,18 @@ def test_law_17_steps_of_the_optimizer_and_their_rates(loop):
     cfg, seen = loop
     assert len(seen["lr"]) == cfg.steps * cfg.epochs * cfg.minibatches
     assert seen["lr"][0] == cfg.lr and seen["lr"][-1] == pytest.approx(cfg.lr / cfg.steps)
-    assert [record["lr"] for record in seen["history"]] == pytest.approx([cfg.lr, cfg.lr * 3 / 4, cfg.lr / 2, cfg.lr / 4])
+    assert ([record["lr"] for record in seen["history"]]
+            == pytest.approx([cfg.lr, cfg.lr * 3 / 4, cfg.lr / 2, cfg.lr / 4]))
 
 
 def test_law_18_micro_batches_leave_the_loop_unchanged(loop, tmp_path):
     """One iteration of `train`, its three passes over two minibatches included."""
-    cfg = dataclasses.replace(loop[0], steps=1, init=f"{loop[0].out}/sft/ckpt.pt", reward=f"{loop[0].out}/reward/ckpt.pt")
+    cfg = dataclasses.replace(loop[0], steps=1, init=f"{loop[0].out}/sft/ckpt.pt",
+                              reward=f"{loop[0].out}/reward/ckpt.pt")
     after = []
     for size in (0, 3):
-        policy, history = ppo.train(dataclasses.replace(cfg, out=str(tmp_path / str(size)), micro_batch=size))
+        policy, history = ppo.train(dataclasses.replace(cfg, out=str(tmp_path / str(size)),
+                                                        micro_batch=size))
         after.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
         assert history[0]["first_ratio"] == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(*after, rtol=0, atol=1e-5)
@@ -397,20 +443,25 @@ def test_law_18_micro_batches_leave_the_loop_unchanged(loop, tmp_path):
 def test_every_option_reaches_the_loop(loop, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("\n\n".join(almanac.text(20, 1)))
     betas, kl_rewards = [], ppo.kl_rewards
-    monkeypatch.setattr(ppo, "kl_rewards", lambda *args: betas.append(float(args[-1])) or kl_rewards(*args))
-    cfg = dataclasses.replace(loop[0], out=str(tmp_path), init=f"{loop[0].out}/sft/ckpt.pt", reward=f"{loop[0].out}/reward/ckpt.pt", kl_target=1e-9, kl_horizon=80,
+    monkeypatch.setattr(ppo, "kl_rewards",
+                        lambda *args: betas.append(float(args[-1])) or kl_rewards(*args))
+    cfg = dataclasses.replace(loop[0], out=str(tmp_path), init=f"{loop[0].out}/sft/ckpt.pt",
+                              reward=f"{loop[0].out}/reward/ckpt.pt", kl_target=1e-9, kl_horizon=80,
                               ptx=1.0, ptx_text=str(tmp_path / "text.txt"), target_kl=1e-12)
     _, history = ppo.train(cfg)
-    # KL is 0 in the first iteration and far from its tiny target after it; 8 answers of a horizon of 80 let beta move by 2%.
+    # KL is 0 in the first iteration and far from its tiny target after it; 8 answers of a horizon
+    # of 80 let beta move by 2%.
     assert [history[0]["beta"], history[1]["beta"]] == [cfg.beta, pytest.approx(.98 * cfg.beta)]
     assert betas == [r["beta"] for r in history]
     for now, then in zip(history[1:], history):
-        assert (now["beta"] > then["beta"]) == (then["kl"] > 0) and now["beta"] / then["beta"] == pytest.approx(1, abs=.0201)
-    assert [r["passes"] for r in history] == [1] * 4 and [r["passes"] for r in loop[1]["history"]] == [3] * 4
+        assert (now["beta"] > then["beta"]) == (then["kl"] > 0)
+        assert now["beta"] / then["beta"] == pytest.approx(1, abs=.0201)
+    assert [r["passes"] for r in history] == [1] * 4
+    assert [r["passes"] for r in loop[1]["history"]] == [3] * 4
     assert all(r["ptx_loss"] > 1 for r in history) and "ptx_loss" not in loop[1]["history"][0]
 
 
-# ---- convergence ----------------------------------------------------------------------------------
+# ---- convergence ---------------------------------------------------------------------------------
 
 
 LETTERS = "abcde"
@@ -418,14 +469,16 @@ LETTERS = "abcde"
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A reference that answers with one or two letters and a random reward model -> folder, all answers as lists of ids."""
+    """A reference that answers with one or two letters and a random reward model -> folder, all
+    answers as lists of ids."""
     out = tmp_path_factory.mktemp("toy")
     torch.manual_seed(0)
     tokenizer = Tokenizer(train(["abcde"], 260))
     config = gpt.GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16)
     prompt = [{"role": "user", "content": "?"}]
     shares = {"a": 5, "b": 4, "c": 2, "d": 1, "e": 2, "ab": 2, "cc": 1, "ed": 2, "da": 1}
-    examples = [sft.encode(tokenizer, dict(prompt=prompt, response=r), 16) for r, n in shares.items() for _ in range(n)]
+    examples = [sft.encode(tokenizer, dict(prompt=prompt, response=r), 16) for r,
+                n in shares.items() for _ in range(n)]
     reference = gpt.GPT(config)
     opt = optim.adamw(reference, 1e-2)
     for step in range(200):
@@ -434,9 +487,11 @@ def toy(tmp_path_factory):
     asked = tokenizer.render(prompt)
     letters = [tokenizer.encode(c)[0] for c in LETTERS]
     begun = [[]] + [[a] for a in letters] + [[a, b] for a in letters for b in letters]
-    answers = [y + [tokenizer.end] for y in begun] + [[a, b, c] for a in letters for b in letters for c in letters]
+    answers = [y + [tokenizer.end] for y in begun] + [[a, b, c] for a in letters for b in letters
+                                                      for c in letters]
     judge = gpt.ScalarGPT(config)
-    scores = torch.cat([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad)) for y in answers if y[-1] == tokenizer.end])
+    scores = torch.cat([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad)) for y in answers
+                        if y[-1] == tokenizer.end])
     judge = reward.normalized(judge, scores.mean().item(), scores.std().item())
     for name, model in (("sft", reference), ("reward", judge)):
         (out / name).mkdir()
@@ -456,7 +511,8 @@ def probabilities(model, asked, answers):
     pytest.param(*row, marks=pytest.mark.slow) for row in
     [(b, s, 0.0) for b in (.4, .8, 1.6) for s in (1, 2, 3) if (b, s) != (.8, 1)] + [(.8, 1, 5.0)]])
 def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_bias, monkeypatch):
-    """The optimum of E[r] - beta KL is pi_ref exp(r / beta) / Z (Ziegler et al. 2019, eq. 2): every answer is enumerated."""
+    """The optimum of E[r] - beta KL is pi_ref exp(r / beta) / Z (Ziegler et al. 2019, eq. 2):
+    every answer is enumerated."""
     out, asked, answers = toy
 
     class Biased(gpt.ScalarGPT):
@@ -465,12 +521,14 @@ def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_b
             torch.nn.init.constant_(self.head.bias, value_bias)
 
     monkeypatch.setattr(gpt, "ScalarGPT", Biased)
-    policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed, beta=beta, steps=120, batch=256, epochs=2, minibatches=2,
+    policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed,
+                                     beta=beta, steps=120, batch=256, epochs=2, minibatches=2,
                                      lr=1.5e-3, temperature=1.0, max_new_tokens=3, log_every=50))
     reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", Biased)
     with torch.no_grad():
-        score = torch.stack([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad))[0] if y[-1] == tokenizer.end != y[0] else torch.tensor(-2.0) for y in answers])
+        score = torch.stack([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad))[0] if y[-1]
+                             == tokenizer.end != y[0] else torch.tensor(-2.0) for y in answers])
     ref, p = probabilities(reference, asked, answers), probabilities(policy, asked, answers)
     optimum = ref * torch.exp(score / beta)
     optimum = optimum / optimum.sum()

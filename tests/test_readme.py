@@ -22,10 +22,12 @@ SWEEPS = ["options", "details", "rounds", "feedback", "ensembles", "best_of_n", 
 
 
 def tables():
-    """{name of a block: what stands in it}: all tables are made of the files in notebooks/results."""
+    """{name of a block: what stands in it}: all tables are made of the files in
+    notebooks/results."""
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("evaluation-*.json"))]
     made = {"results": pages.seeds_table(every), "summary": pages.summary_table(every),
-            "memory": memory.table(), "benchmark": benchmark.table(json.loads(benchmark.RESULTS.read_text()))}
+            "memory": memory.table(),
+            "benchmark": benchmark.table(json.loads(benchmark.RESULTS.read_text()))}
     for name in SWEEPS:
         found = json.loads((RESULTS / f"{name}.json").read_text())
         made[name] = experiments.table(found.get("table", found))
@@ -44,14 +46,18 @@ def test_every_table_is_made_of_its_results():
         assert text.strip() == made[name], f"{name}: python tests/test_readme.py"
 
 
-@pytest.mark.parametrize("page", PAGES + [ROOT / "notebooks" / "GLOSSARY.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES + [ROOT / "notebooks" / "GLOSSARY.md"],
+                         ids=lambda path: path.name)
 def test_every_link_leads_somewhere(page):
     text = page.read_text()
-    headings = {p: re.sub(r"[^\w -]", "", " ".join(re.findall(r"^#+ (.*)", p.read_text(), re.M)).lower()).replace(" ", "-") for p in PAGES}
+    headings = {p: re.sub(r"[^\w -]", "",
+                          " ".join(re.findall(r"^#+ (.*)", p.read_text(),
+                                              re.M)).lower()).replace(" ", "-") for p in PAGES}
     for link, _, anchor in re.findall(r"\]\(([^)#:]*)(#([^)]*))?\)", text):
         there = page.parent / link if link else page
         assert there.exists(), link
-        assert not anchor or re.match(r"L\d+$", anchor) or anchor in headings[there.resolve()], anchor
+        assert not anchor or re.match(r"L\d+$",
+                                      anchor) or anchor in headings[there.resolve()], anchor
 
 
 def test_the_readme_is_short():
@@ -60,7 +66,8 @@ def test_the_readme_is_short():
 
 def test_the_chinese_readme_has_the_same_commands_headings_and_code():
     english, chinese = (page.read_text() for page in PAGES[:2])
-    for pattern in (r"^    (?:python|python3|pip|git) .*?(?=  +#|$)", r"^(#+) ", r"`[a-z]\w*\.\w+` \[[\w/.]+:\d+\]", r"^```"):
+    for pattern in (r"^    (?:python|python3|pip|git) .*?(?=  +#|$)", r"^(#+) ",
+                    r"`[a-z]\w*\.\w+` \[[\w/.]+:\d+\]", r"^```"):
         found = [re.findall(pattern, text, re.M) for text in (english, chinese)]
         assert found[0] == found[1], pattern
 
@@ -68,8 +75,10 @@ def test_the_chinese_readme_has_the_same_commands_headings_and_code():
 def test_every_figure_of_the_log_and_the_curves_is_in_the_glossary():
     glossary = (ROOT / "notebooks" / "GLOSSARY.md").read_text()
     named = set(re.findall(r"`([\w/ -]+)`", glossary))
-    shown = {name for names in curves.PANELS for name in names} | set(ppo.SHOWN) | {"step", "seconds", "gold"}
-    shown |= {name for stage in ("gpt", "sft", "reward", "ppo") for record in curves.healthy(stage) for name in record}
+    shown = {name for names in curves.PANELS
+             for name in names} | set(ppo.SHOWN) | {"step", "seconds", "gold"}
+    shown |= {name for stage in ("gpt", "sft", "reward", "ppo") for record in curves.healthy(stage)
+              for name in record}
     assert shown <= named, shown - named
     rows = re.findall(r"^\| (.*) \|$", glossary, re.M)
     assert all(re.search("[\u4e00-\u9fff]", row) for row in rows[2:])  # each has its Chinese word
@@ -79,23 +88,30 @@ def test_the_map_from_the_papers_to_the_code_leads_there():
     import importlib
     import inspect
     text = "".join(page.read_text() for page in PAGES)
-    rows = re.findall(r"`(\w+)\.(\w+)` \[([\w/]+\.py):(\d+)\]\((?:\.\./)?([\w/]+\.py)#L(\d+)\)", text)
+    rows = re.findall(r"`(\w+)\.(\w+)` \[([\w/]+\.py):(\d+)\]\((?:\.\./)?([\w/]+\.py)#L(\d+)\)",
+                      text)
     assert len(rows) >= 50
     for module, name, file, line, link, anchor in rows:
         there = inspect.unwrap(getattr(importlib.import_module(file[:-3].replace("/", ".")), name))
-        first = next(i for i, text in enumerate(inspect.getsourcelines(inspect.getmodule(there))[0], start=1) if re.match(rf"(def|class) {name}\b", text))
-        assert (file, line) == (link, anchor) and int(line) == first, f"{module}.{name} is in line {first} of {file}: python tests/test_readme.py"
+        lines, _ = inspect.getsourcelines(inspect.getmodule(there))
+        first = next(i for i, text in enumerate(lines, start=1)
+                     if re.match(rf"(def|class) {name}\b", text))
+        wrong = f"{module}.{name} is in line {first} of {file}: python tests/test_readme.py"
+        assert (file, line) == (link, anchor) and int(line) == first, wrong
 
 
 def first_line(file, name):
     lines = (ROOT / file).read_text().splitlines()
-    return next(i for i, line in enumerate(lines, start=1) if re.match(rf"(def|class) {name}\b", line))
+    return next(i for i,
+                line in enumerate(lines, start=1) if re.match(rf"(def|class) {name}\b", line))
 
 
 if __name__ == "__main__":  # put the right numbers of lines and the tables into the pages
     made = tables()
     for page in PAGES:
         text = re.sub(r"(`\w+\.(\w+)`) \[([\w/]+\.py):\d+\]\(((?:\.\./)?)[\w/.]+#L\d+\)",
-                      lambda m: "{} [{}:{line}]({}{}#L{line})".format(m[1], m[3], m[4], m[3], line=first_line(m[3], m[2])), page.read_text())
-        text = re.sub(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", lambda m: m[1] + "\n" + made[m[2]] + "\n\n" + m[3], text, flags=re.S)
+                      lambda m: "{} [{}:{line}]({}{}#L{line})".format(
+                          m[1], m[3], m[4], m[3], line=first_line(m[3], m[2])), page.read_text())
+        text = re.sub(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)",
+                      lambda m: m[1] + "\n" + made[m[2]] + "\n\n" + m[3], text, flags=re.S)
         page.write_text(text)

@@ -22,7 +22,8 @@ def test_k_answers_give_the_mean_over_prompts_of_the_mean_over_pairs():
     ranks = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1], [1, 1, 2, 3], [2, 1, 1, 1], [1, 1, 1, 1]])
     per_prompt = []
     for s, r in zip(scores, ranks):
-        pairs = [-math.log(1 / (1 + math.exp(s[l] - s[w]))) for w in range(4) for l in range(4) if r[w] < r[l]]
+        pairs = [-math.log(1 / (1 + math.exp(s[l] - s[w]))) for w in range(4) for l in range(4)
+                 if r[w] < r[l]]
         if pairs:  # the last prompt is one tie, and does not count
             per_prompt.append(sum(pairs) / len(pairs))
     assert reward.ranking_loss(scores, ranks).item() == pytest.approx(sum(per_prompt) / 4)
@@ -38,13 +39,18 @@ def test_missing_answers_do_not_count():
     scores, ranks = torch.randn(2, 3), torch.tensor([[1, 2, 3], [2, 1, 3]])
     wide = torch.cat([scores, torch.full((2, 2), 9.0)], 1)
     padded = torch.cat([ranks, torch.zeros(2, 2, dtype=torch.long)], 1)
-    torch.testing.assert_close(reward.ranking_loss(wide, padded), reward.ranking_loss(scores, ranks))
-    assert reward.accuracy(wide, reward.quality(padded)) == reward.accuracy(scores, reward.quality(ranks))
+    torch.testing.assert_close(reward.ranking_loss(wide, padded),
+                               reward.ranking_loss(scores, ranks))
+    assert (reward.accuracy(wide, reward.quality(padded))
+            == reward.accuracy(scores, reward.quality(ranks)))
 
 
 def test_law_12_loss_ignores_a_shift_and_is_ln_2_for_equal_scores():
-    scores, ranks = torch.randn(4, 3, dtype=torch.float64), torch.tensor([[1, 2, 3], [3, 1, 2], [1, 1, 2], [2, 3, 1]])
-    torch.testing.assert_close(reward.ranking_loss(scores + 7, ranks), reward.ranking_loss(scores, ranks))
+    scores, ranks = torch.randn(4, 3,
+                                dtype=torch.float64), torch.tensor(
+                                    [[1, 2, 3], [3, 1, 2], [1, 1, 2], [2, 3, 1]])
+    torch.testing.assert_close(reward.ranking_loss(scores + 7, ranks),
+                               reward.ranking_loss(scores, ranks))
     assert reward.ranking_loss(torch.zeros(4, 3), ranks).item() == pytest.approx(math.log(2))
 
 
@@ -66,15 +72,18 @@ def test_law_13_normalised_scores_have_mean_0_and_deviation_1_and_the_same_order
     idx, lengths = gpt.pad([[i, i + 1, i + 2] for i in range(30)], scalar.config.pad)
     with torch.no_grad():
         scores = scalar.score(idx, lengths)
-        after = reward.normalized(scalar, scores.mean().item(), scores.std().item()).score(idx, lengths)
+        after = reward.normalized(scalar, scores.mean().item(),
+                                  scores.std().item()).score(idx, lengths)
     assert abs(after.mean()) < 1e-9 and after.std().item() == pytest.approx(1)
     assert torch.equal(scores.argsort(), after.argsort())
     assert torch.equal(scores, scalar.score(idx, lengths))  # the model itself is as it was
 
 
 def test_law_13_a_batch_scores_each_answer_where_it_stands(scalar):
-    """All answers of a prompt are in one row; yet none sees another, and each follows the prompt directly."""
-    batch = [([1, 2], [[3, 4, 38], [38]], [1, 2]), ([4], [[38], [5, 38], [], [5, 6, 38]], [2, 1, 3, 2])]
+    """All answers of a prompt are in one row; yet none sees another, and each follows the prompt
+    directly."""
+    batch = [([1, 2], [[3, 4, 38], [38]], [1, 2]),
+             ([4], [[38], [5, 38], [], [5, 6, 38]], [2, 1, 3, 2])]
     scores, ranks = reward.score(scalar, batch, "cpu")
     assert ranks.tolist() == [[1, 2, 0, 0], [2, 1, 3, 2]] and not scores[0, 2:].any()
     for n, (prompt, answers, _) in enumerate(batch):
@@ -87,12 +96,15 @@ def test_answers_together_may_be_longer_than_the_context(scalar):
     context = scalar.config.block_size
     batch = [([1, 2], [[3] * (context - 2), [4] * (context - 2)], [1, 2])]
     scores, _ = reward.score(scalar, batch, "cpu")
-    torch.testing.assert_close(scores[0, 1], scalar(torch.tensor([[1, 2] + [4] * (context - 2)]))[0, -1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scores[0, 1],
+                               scalar(torch.tensor([[1, 2] + [4] * (context - 2)]))[0, -1],
+                               rtol=1e-9, atol=1e-9)
 
 
 def test_the_head_starts_with_rewards_of_deviation_near_1():
     config = gpt.GPTConfig(300, 32, 2, 4, 64)
-    scores = torch.cat([gpt.ScalarGPT(config)(torch.randint(296, (8, 16))).flatten() for _ in range(20)])
+    scores = torch.cat([gpt.ScalarGPT(config)(torch.randint(296, (8, 16))).flatten()
+                        for _ in range(20)])
     assert .5 < scores.std() < 2
     assert (gpt.ScalarGPT(config).head.bias == 0).all()
 
@@ -105,14 +117,16 @@ def test_an_ensemble_is_as_cautious_as_asked(config):
     assert torch.equal(ensemble.Ensemble(members).score(idx, lengths), scores.mean(0))
     expected = scores.mean(0) - 2 * ((scores - scores.mean(0)) ** 2).mean(0).sqrt()
     torch.testing.assert_close(ensemble.Ensemble(members, 2.0).score(idx, lengths), expected)
-    assert torch.equal(ensemble.Ensemble(members, math.inf).score(idx, lengths), scores.min(0).values)
+    assert torch.equal(ensemble.Ensemble(members, math.inf).score(idx, lengths),
+                       scores.min(0).values)
 
 
 def test_an_ensemble_scores_ranked_answers_as_its_members_do(config):
     members = [gpt.ScalarGPT(config).double() for _ in range(3)]
     batch = [([1, 2, 3], [[4, 5], [6], [7, 8, 9]], [1, 2, 3]), ([5], [[6, 7], [8]], [2, 1])]
     every = torch.stack([reward.score(member, batch, "cpu")[0] for member in members])
-    torch.testing.assert_close(reward.score(ensemble.Ensemble(members), batch, "cpu")[0], every.mean(0))
+    torch.testing.assert_close(reward.score(ensemble.Ensemble(members), batch, "cpu")[0],
+                               every.mean(0))
 
 
 def test_the_most_disputed_are_those_on_which_members_differ():
@@ -121,7 +135,8 @@ def test_the_most_disputed_are_those_on_which_members_differ():
     tokenizer = Tokenizer(train(["abc"], 260))
     torch.manual_seed(0)
     members = [gpt.ScalarGPT(gpt.GPTConfig(tokenizer.vocab_size, 16, 1, 2, 8)) for _ in range(3)]
-    records = [dict(prompt=[dict(role="user", content=a)], responses=[a + b, b + a, b]) for a in "abc" for b in "xyz"]
+    records = [dict(prompt=[dict(role="user", content=a)], responses=[a + b, b + a, b])
+               for a in "abc" for b in "xyz"]
     doubt = []
     for r in records:
         rows = [tokenizer.render(r["prompt"]) + tokenizer.encode(text) for text in r["responses"]]
@@ -136,12 +151,17 @@ def test_the_most_disputed_are_those_on_which_members_differ():
     expected = sorted(range(len(records)), key=lambda i: -doubt[i])[:4]
     scales = [.5, 2.0, 3.0]  # a checkpoint's scores are divided by its scale
     ready = [reward.normalized(m, 1.0, scale) for m, scale in zip(members, scales)]
-    assert ensemble.most_disputed(ready, [dict(scale=s) for s in scales], tokenizer, records, 4, "cpu") == [records[i] for i in expected]
+    assert ensemble.most_disputed(ready, [dict(scale=s) for s in scales], tokenizer, records, 4,
+                                  "cpu") == [records[i] for i in expected]
 
 
 def test_several_models_answer_in_equal_parts(monkeypatch):
-    monkeypatch.setattr(sampling, "answers", lambda model, tokenizer, prompts, most, temperature, copies:
+    monkeypatch.setattr(sampling, "answers", lambda model, tokenizer, prompts, most, temperature,
+                        copies:
                         [f"{model} to {p['prompt']}" for p in prompts for _ in range(copies)])
-    for models, expected in ((["policy"], ["policy"] * 5), (["policy", "SFT"], ["policy"] * 3 + ["SFT"] * 2)):
-        records = reward.respond(models, None, [dict(prompt="a"), dict(prompt="b")], reward.Config(k=5))
-        assert [r["responses"] for r in records] == [[f"{name} to {prompt}" for name in expected] for prompt in "ab"]
+    for models, expected in ((["policy"], ["policy"] * 5),
+                             (["policy", "SFT"], ["policy"] * 3 + ["SFT"] * 2)):
+        records = reward.respond(models, None, [dict(prompt="a"), dict(prompt="b")],
+                                 reward.Config(k=5))
+        assert ([r["responses"] for r in records]
+                == [[f"{name} to {prompt}" for name in expected] for prompt in "ab"])

@@ -1,4 +1,5 @@
-"""Files, flags and good manners: whatever a user does wrong is one sentence, and nothing written is lost."""
+"""Files, flags and good manners: whatever a user does wrong is one sentence, and nothing written
+is lost."""
 
 import functools
 import importlib
@@ -32,9 +33,11 @@ from conftest import ROOT, SMALL, decide, one_sentence, python, run_stage
 def test_every_stage_leaves_its_files(pipeline):
     out, _, _ = pipeline
     for stage in ("gpt", "sft", "reward", "ppo"):
-        assert {"log.jsonl", "curves.png", "ckpt.pt", "results.json"} <= set(os.listdir(out / stage))
+        assert ({"log.jsonl", "curves.png", "ckpt.pt", "results.json"}
+                <= set(os.listdir(out / stage)))
         assert (out / stage / "curves.png").read_bytes().startswith(b"\x89PNG")
-        assert [json.loads(line)["step"] for line in open(out / stage / "log.jsonl")] == list(range(1, {"gpt": 5, "sft": 5, "reward": 4, "ppo": 4}[stage]))
+        assert ([json.loads(line)["step"] for line in open(out / stage / "log.jsonl")]
+                == list(range(1, {"gpt": 5, "sft": 5, "reward": 4, "ppo": 4}[stage])))
         assert json.loads((out / stage / "results.json").read_text())["samples"]
         assert not list((out / stage).glob("*.tmp"))
 
@@ -42,13 +45,16 @@ def test_every_stage_leaves_its_files(pipeline):
 def test_results_have_the_names_that_others_build_on(pipeline):
     results = json.loads((pipeline[0] / "ppo" / "results.json").read_text())
     for name in ("base", "sft", "ppo"):
-        assert {"gold", "helpful", "truthful", "harmless", "length", "ended", "by_kind", "greedy"} <= set(results[name])
+        assert ({"gold", "helpful", "truthful", "harmless", "length", "ended", "by_kind", "greedy"}
+                <= set(results[name]))
     assert {"win_rate", "kl", "round"} <= set(results)
 
 
 def test_a_run_is_reproducible(pipeline, tmp_path):
     out = pipeline[0]
-    model, history = sft.train(sft.Config(out=str(tmp_path), init=str(out / "gpt" / "ckpt.pt"), steps=4, eval_every=2, log_every=1, batch=4, demonstrations=40))
+    model, history = sft.train(sft.Config(out=str(tmp_path), init=str(out / "gpt" / "ckpt.pt"),
+                                          steps=4, eval_every=2, log_every=1, batch=4,
+                                          demonstrations=40))
     again = [json.loads(line)["loss"] for line in open(out / "sft" / "log.jsonl")]
     assert [r["loss"] for r in history] == again
 
@@ -57,13 +63,20 @@ def test_own_files_are_trained_on(pipeline, tmp_path):
     """What a stage writes down it can read again, and files of others' formats too."""
     out, common = pipeline[0], dict(out=str(tmp_path), log_every=1)
     init = dict(init=str(out / "sft" / "ckpt.pt"))
-    (tmp_path / "d.jsonl").write_text('{"prompt": "Hi", "response": "Hello."}\n{"prompt": [{"role": "user", "content": "Who?"}], "completion": "Me."}\n')
-    (tmp_path / "c.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."}\n{"prompt": "Who?", "responses": ["Me.", "You.", "No."], "ranks": [1, 2, 2]}\n')
+    (tmp_path / "d.jsonl").write_text(
+        '{"prompt": "Hi", "response": "Hello."}\n{"prompt": [{"role": "user", "content": "Who?"}], '
+        '"completion": "Me."}\n')
+    (tmp_path / "c.jsonl").write_text(
+        '{"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."}\n{"prompt": "Who?", "responses": '
+        '["Me.", "You.", "No."], "ranks": [1, 2, 2]}\n')
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Who?"}\n')
     sft.train(sft.Config(data=str(tmp_path / "d.jsonl"), steps=1, batch=2, **common, **init))
-    sft.train(sft.Config(data=str(out / "sft" / "demonstrations.jsonl"), steps=1, batch=2, **common, **init))
+    sft.train(sft.Config(data=str(out / "sft" / "demonstrations.jsonl"), steps=1, batch=2, **common,
+                         **init))
     reward.train(reward.Config(data=str(tmp_path / "c.jsonl"), batch=2, **common, **init))
-    ppo.train(ppo.Config(data=str(tmp_path / "p.jsonl"), steps=1, batch=2, minibatches=1, max_new_tokens=4, reward=str(tmp_path / "reward" / "ckpt.pt"), **common, **init))
+    ppo.train(ppo.Config(data=str(tmp_path / "p.jsonl"), steps=1, batch=2, minibatches=1,
+                         max_new_tokens=4, reward=str(tmp_path / "reward" / "ckpt.pt"), **common,
+                         **init))
     assert "gold" not in json.loads((tmp_path / "ppo" / "results.json").read_text())["ppo"]
     (tmp_path / "reward" / "comparisons.jsonl").unlink(missing_ok=True)
     with pytest.raises(UserError, match="name the rankings of all rounds with --data"):
@@ -75,21 +88,30 @@ def test_a_second_run_keeps_the_first_checkpoint(tmp_path):
     gpt.train(cfg)
     first = (tmp_path / "gpt" / "ckpt.pt").read_bytes()
     gpt.train(gpt.Config(out=str(tmp_path), steps=1, seed=2, **SMALL))
-    assert (tmp_path / "gpt" / "ckpt.prev.pt").read_bytes() == first != (tmp_path / "gpt" / "ckpt.pt").read_bytes()
+    assert (tmp_path / "gpt" / "ckpt.prev.pt").read_bytes() == first != (
+        tmp_path / "gpt" / "ckpt.pt").read_bytes()
 
 
 @pytest.mark.parametrize("stage", ["gpt", "sft", "reward", "ppo"])
 def test_help_explains_every_flag(stage):
-    programs = {"gpt": dict(chat="people.chat", page="people.page", export="people.export"), "reward": dict(label="people.feedback"), "ppo": dict(eval="judge.report", prefer="people.prefer")}
-    for program, module in {"": stage, **{name: f"data.{path}" for name, path in programs.get(stage, {}).items()}}.items():
+    programs = {"gpt": dict(chat="people.chat", page="people.page", export="people.export"),
+                "reward": dict(label="people.feedback"),
+                "ppo": dict(eval="judge.report", prefer="people.prefer")}
+    for program, module in {"": stage,
+                            **{name: f"data.{path}" for name,
+                               path in programs.get(stage, {}).items()}}.items():
         result = run_stage(f"{stage}.py", *[f"--{program}"] * bool(program), "--help")
         config = importlib.import_module(module).Config
-        assert result.returncode == 0 and all(f"--{flag}" in result.stdout for flag in config.__dataclass_fields__)
-        assert " ".join(result.stdout.split()).count("(default: ") == len(config.__dataclass_fields__)
+        assert result.returncode == 0
+        assert all(f"--{flag}" in result.stdout for flag in config.__dataclass_fields__)
+        assert (" ".join(result.stdout.split()).count("(default: ")
+                == len(config.__dataclass_fields__))
 
 
 def test_importing_does_nothing():
-    code = ("import random, torch; before = random.getstate(), torch.get_rng_state(); import gpt, sft, reward, ppo; "
+    code = (
+        "import random, torch; before = random.getstate(), torch.get_rng_state(); import gpt, sft, "
+        "reward, ppo; "
             "print(before[0] == random.getstate(), torch.equal(before[1], torch.get_rng_state()))")
     result = python("-c", code)
     assert result.returncode == 0 and result.stdout == "True True\n" and result.stderr == ""
@@ -107,9 +129,11 @@ def test_importing_does_nothing():
     (["sft.py", "--lr", "-1"], "--lr must be at least 0"),
     (["ppo.py", "--lr", "nan"], "--lr must be a number"),
     (["ppo.py", "--gamma", "-1"], "--gamma must be at least 0"),
-    (["ppo.py", "--target_kl", "0.01"], "--target_kl stops further passes over a batch: it needs --epochs above 1"),
+    (["ppo.py", "--target_kl", "0.01"],
+     "--target_kl stops further passes over a batch: it needs --epochs above 1"),
     (["reward.py", "--label", "--out", "{tmp}"], "or name one with --policy"),
-    (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000", "--out", "{tmp}"], "out of memory"),
+    (["gpt.py", "--n_embd", "1000000", "--vocab_size", "260", "--documents", "2000", "--out",
+      "{tmp}"], "out of memory"),
     (["gpt.py", "--chat", "--temperature", "-1"], "--temperature must be at least 0"),
     (["gpt.py", "--device", "cuda:7"], "--device cuda:7 cannot be used here"),
     (["gpt.py", "--out", "{tmp}", "--data", "{tmp}/none.txt"], "none.txt cannot be read"),
@@ -138,11 +162,16 @@ def test_bad_demonstrations_are_named_with_file_and_line(content, said, tmp_path
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("fields", ['"responses": ["a"], "ranks": [1]', '"responses": ["a", "b"], "ranks": [1]', '"responses": ["a", "b"], "ranks": [0, 1]',
-                                    '"responses": ["a", "b"], "ranks": [1, "2"]', '"chosen": "a"', '"responses": "ab", "ranks": [1, 2]'])
+@pytest.mark.parametrize("fields",
+                         ['"responses": ["a"], "ranks": [1]',
+                          '"responses": ["a", "b"], "ranks": [1]',
+                          '"responses": ["a", "b"], "ranks": [0, 1]',
+                                    '"responses": ["a", "b"], "ranks": [1, "2"]', '"chosen": "a"',
+                                    '"responses": "ab", "ranks": [1, 2]'])
 def test_bad_comparisons_are_named_with_file_and_line(fields, tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", %s}\n' % fields)
+    path.write_text(
+        '{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", %s}\n' % fields)
     with pytest.raises(UserError, match="bad.jsonl, line 2"):
         records.read_comparisons(path)
 
@@ -159,7 +188,8 @@ def test_checkpoints_that_do_not_belong_together_are_refused(pipeline, tmp_path)
 
 def test_pretraining_text_that_is_not_there_or_too_short_is_one_sentence(pipeline, tmp_path):
     cfg = ppo.Config(out=str(pipeline[0]), ptx=1.0, ptx_text=str(tmp_path / "text.txt"))
-    with pytest.raises(UserError, match="text.txt not found: name the pretraining text with --ptx_text"):
+    with pytest.raises(UserError,
+                       match="text.txt not found: name the pretraining text with --ptx_text"):
         ppo.train(cfg)
     (tmp_path / "text.txt").write_text("Short.")
     with pytest.raises(UserError, match="--ptx needs more text"):
@@ -172,7 +202,9 @@ def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
     root = tmp_path / "pipeline"
     shutil.copytree(pipeline[0], root)
     small = dict(steps=1, batch=4, minibatches=1, test_prompts=12)
-    monkeypatch.setattr(experiments, "OPTIONS", [experiments.Trial("default", small), experiments.Trial("with ptx", dict(small, ptx=1.0))])
+    monkeypatch.setattr(experiments, "OPTIONS",
+                        [experiments.Trial("default", small),
+                         experiments.Trial("with ptx", dict(small, ptx=1.0))])
     table = experiments.table(experiments.options([root]))
     assert table.count("\n") == 3 and "| with ptx | " in table
     monkeypatch.setattr(ppo, "train", None)  # a second call trains nothing
@@ -189,13 +221,19 @@ def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypat
     root = tmp_path / "pipeline"
     shutil.copytree(pipeline[0], root)
     decide(root / "reward" / "comparisons.jsonl")
-    monkeypatch.setattr(experiments, "LONGER", dict(steps=3, lr=1e-2, batch=8, minibatches=1, test_prompts=12, max_new_tokens=8))
+    monkeypatch.setattr(experiments, "LONGER",
+                        dict(steps=3, lr=1e-2, batch=8, minibatches=1, test_prompts=12,
+                             max_new_tokens=8))
     monkeypatch.setattr(experiments, "PUSHES", {"beta 0": dict(beta=0.0)})
     monkeypatch.setattr(experiments, "NS", [1, 2, 4])
-    monkeypatch.setattr(experiments, "JUDGES", {"all": None, "few": lambda root: records.read_comparisons(root / "reward" / "comparisons.jsonl")[:8]})
+    monkeypatch.setattr(experiments, "JUDGES",
+                        {
+                            "all": None, "few": lambda root: records.read_comparisons(
+                                root / "reward" / "comparisons.jsonl")[:8]})
     monkeypatch.setattr(experiments, "best", functools.partial(experiments.best, n_prompts=12))
     table = experiments.table(experiments.overoptimisation([root]))
-    assert table.count("\n") == 6 and "| few: PPO, beta 0, mean less one deviation of three | " in table and "nan" not in table
+    assert table.count("\n") == 6
+    assert "| few: PPO, beta 0, mean less one deviation of three | " in table and "nan" not in table
     assert (root / "experiments" / "overoptimisation.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -204,9 +242,11 @@ def test_evaluation_of_several_pipelines_makes_the_readme_table(pipeline, tmp_pa
     for name in ("a", "b"):
         shutil.copytree(pipeline[0], tmp_path / name)
     both = f"{tmp_path / 'a'},{tmp_path / 'b'}"
-    report.run(report.Config(out=both, test_prompts=20, max_new_tokens=8, policies="again={out}/ppo/ckpt.pt"))
+    report.run(report.Config(out=both, test_prompts=20, max_new_tokens=8,
+                             policies="again={out}/ppo/ckpt.pt"))
     table = (tmp_path / "a" / "eval" / "seeds.md").read_text()
-    assert "|  | base | sft | ppo | again |" in table and table.count(" ± 0.00 ") >= 20  # the same pipeline twice
+    assert "|  | base | sft | ppo | again |" in table
+    assert table.count(" ± 0.00 ") >= 20  # the same pipeline twice
     with pytest.raises(UserError, match="none holds no finished pipeline"):
         report.run(report.Config(out=f"{tmp_path / 'a'},{tmp_path / 'none'}"))
 
@@ -216,14 +256,19 @@ def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp
     shutil.copytree(pipeline[0], out)
     found = []
     for policies in ("x={}/sft/ckpt.pt,y={}/ppo/ckpt.pt", "y={}/sft/ckpt.pt,x={}/ppo/ckpt.pt"):
-        results = report.run(report.Config(out=str(out), test_prompts=40, max_new_tokens=8, policies=policies.format(out, out)))
-        found.append({name: json.dumps(results["models"][name]) for name in ("sft", "ppo", "x", "y")})
+        results = report.run(report.Config(out=str(out), test_prompts=40, max_new_tokens=8,
+                                           policies=policies.format(out, out)))
+        found.append({name: json.dumps(results["models"][name])
+                      for name in ("sft", "ppo", "x", "y")})
     for figures, (as_sft, as_ppo) in zip(found, ("xy", "yx")):
-        assert figures[as_sft] == figures["sft"] and figures[as_ppo] == figures["ppo"] != figures["sft"]
+        assert figures[as_sft] == figures["sft"]
+        assert figures[as_ppo] == figures["ppo"] != figures["sft"]
     assert found[0]["sft"] == found[1]["sft"]
     text = (out / "report.md").read_text()
-    assert "## Worst answers of ppo" in text and "| ppo against sft |" in text and not re.search(r"\bnan\b", text)
-    assert json.loads((out / "eval" / "results.json").read_text())["preferences"]["ppo against ppo"]["preferred"]["mean"] == .5
+    assert "## Worst answers of ppo" in text and "| ppo against sft |" in text
+    assert not re.search(r"\bnan\b", text)
+    preferences = json.loads((out / "eval" / "results.json").read_text())["preferences"]
+    assert preferences["ppo against ppo"]["preferred"]["mean"] == .5
     assert (out / "eval" / "kinds.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="write name=checkpoint"):
         report.run(report.Config(out=str(out), policies="sft=x.pt"))
@@ -236,51 +281,67 @@ def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp
 def test_a_person_judges_two_models_blind(pipeline, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(pipeline[0], out)
-    command = ["ppo.py", "--prefer", "--labeler", "anna", "--out", out, "--test_prompts", 5, "--max_new_tokens", 8]
+    command = ["ppo.py", "--prefer", "--labeler", "anna", "--out", out, "--test_prompts", 5,
+               "--max_new_tokens", 8]
     done = python(*command, input="12\n")
     assert done.returncode == 0 and done.stderr == "" and "ppo preferred to sft" in done.stdout
     labels = [json.loads(line) for line in open(out / "judged-ppo-sft" / "anna.jsonl")]
-    assert 1 <= len(labels) <= 3 and all(set(r["responses"]) == set(r["models"].values()) for r in labels)
+    assert 1 <= len(labels) <= 3
+    assert all(set(r["responses"]) == set(r["models"].values()) for r in labels)
     assert "harmless" not in done.stdout[done.stdout.index("\n---- "):]  # the help above may say it
 
 
 @pytest.mark.slow
 def test_peak_memory_is_the_own_process_not_that_of_its_parent():
-    child = "from data.run.device import peak_memory; grown = b'1' * 300_000_000; print(peak_memory())"
-    parent = f"import subprocess, sys; grown = b'1' * 2_000_000_000; print(subprocess.check_output([sys.executable, '-c', {child!r}], text=True))"
+    child = ("from data.run.device import peak_memory; grown = b'1' * 300_000_000; "
+             "print(peak_memory())")
+    parent = ("import subprocess, sys; grown = b'1' * 2_000_000_000; "
+              f"print(subprocess.check_output([sys.executable, '-c', {child!r}], text=True))")
     assert .3 < float(python("-c", parent).stdout) < 1.5
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    """A limit on the size of files stands for the full disk: the next save fails, the last checkpoint stays."""
+    """A limit on the size of files stands for the full disk: the next save fails, the last
+    checkpoint stays."""
     gpt.train(gpt.Config(out=str(tmp_path), steps=1, **SMALL))
     before = (tmp_path / "gpt" / "ckpt.pt").read_bytes()
     flags = [f"--{name}={value}" for name, value in {**SMALL, "n_embd": 256, "steps": 1}.items()]
-    result = python("gpt.py", "--out", tmp_path, *flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)))
+    result = python("gpt.py", "--out", tmp_path, *flags,
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE,
+                                                          (200_000, 200_000)))
     assert "ckpt.pt cannot be written (File too large): make room" in one_sentence(result)
-    assert (tmp_path / "gpt" / "ckpt.pt").read_bytes() == before and not list((tmp_path / "gpt").glob("*.tmp"))
+    assert (tmp_path / "gpt" / "ckpt.pt").read_bytes() == before
+    assert not list((tmp_path / "gpt").glob("*.tmp"))
 
 
 def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
-    flags = [f"--{name}={value}" for name, value in {**SMALL, "steps": 100000, "save_every": .1, "log_every": 1}.items()]
-    process = subprocess.Popen([sys.executable, "gpt.py", "--out", str(tmp_path), *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = [f"--{name}={value}" for name,
+             value in {**SMALL, "steps": 100000, "save_every": .1, "log_every": 1}.items()]
+    process = subprocess.Popen([sys.executable, "gpt.py", "--out", str(tmp_path), *flags], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     started = time.time()
     while not (tmp_path / "gpt" / "ckpt.pt").exists() and time.time() - started < 60:
         time.sleep(.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     model, _, about = gpt.load(tmp_path / "gpt" / "ckpt.pt")
-    assert process.returncode == 130 and "Traceback" not in errors and f"stopped after step {about['step']} of 100000" in errors and errors.endswith(" --resume\n")
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert f"stopped after step {about['step']} of 100000" in errors
+    assert errors.endswith(" --resume\n")
 
 
 def test_chat_answers_and_leaves_politely(pipeline):
-    result = python("gpt.py", "--chat", "--out", pipeline[0], "--max_new_tokens", 8, input="Hello <|end|>\n/reset\n/what\n" + "word " * 200 + "\nbye\n")
+    result = python("gpt.py", "--chat", "--out", pipeline[0], "--max_new_tokens", 8,
+                    input="Hello <|end|>\n/reset\n/what\n" + "word " * 200 + "\nbye\n")
     assert result.returncode == 0 and result.stderr == ""
-    assert "ppo/ckpt.pt" in result.stdout and "forgotten" in result.stdout and "fewer words" in result.stdout and result.stdout.endswith("Goodbye.\n")
+    assert "ppo/ckpt.pt" in result.stdout and "forgotten" in result.stdout
+    assert "fewer words" in result.stdout and result.stdout.endswith("Goodbye.\n")
 
 
 def test_chat_cuts_the_oldest_whole_turns():
-    turns = [{"role": role, "content": c * 10} for role, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"))]
+    turns = [{"role": role, "content": c * 10} for role,
+             c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"),
+                   ("user", "e"))]
     size = lambda turns: sum(len(t["content"]) for t in turns)
     assert chat.fit(turns, size, 50) == (turns, 0)
     assert chat.fit(turns, size, 49) == (turns[2:], 1)
@@ -292,51 +353,70 @@ def test_answers_stream_whole_characters(pipeline, monkeypatch):
     _, tokenizer, _ = gpt.load(pipeline[0] / "sft" / "ckpt.pt")
     ids = tokenizer.encode("é🙂")
     assert len(ids) > 2
-    monkeypatch.setattr(sampling, "stream", lambda *args: iter([(None, torch.tensor([i])) for i in [*ids, tokenizer.end]]))
+    monkeypatch.setattr(sampling, "stream",
+                        lambda *args: iter([(None, torch.tensor([i]))
+                                            for i in [*ids, tokenizer.end]]))
     pieces = list(chat.reply(pipeline[1], tokenizer, [{"role": "user", "content": "x"}], 8, 1.0))
     assert "".join(pieces) == "é🙂" and "\ufffd" not in "".join(pieces)
 
 
 def test_a_write_is_whole_or_not_at_all(tmp_path):
     disk.write(tmp_path / "a", "old")
-    with pytest.raises(UserError, match="a cannot be written .No such file or directory.: make room"):
+    with pytest.raises(UserError,
+                       match="a cannot be written .No such file or directory.: make room"):
         disk.write(tmp_path / "missing" / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
 
 
 def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path, monkeypatch):
-    """The second reward model starts from the first and learns all rankings, of answers of the first policy and the SFT model;
+    """The second reward model starts from the first and learns all rankings, of answers of the
+    first policy and the SFT model;
     the second policy starts from the first; the reference stays."""
     out = tmp_path / "out"
     shutil.copytree(pipeline[0], out)
     common = dict(out=str(out), max_new_tokens=8, log_every=1, round=2)
     first, sft_model = [gpt.load(out / stage / "ckpt.pt")[0] for stage in ("ppo", "sft")]
     asked, respond = [], reward.respond
-    monkeypatch.setattr(reward, "respond", lambda models, *others: asked.append(models) or respond(models, *others))
-    second, _ = reward.train(reward.Config(prompts=10, test_prompts=6, k=3, batch=4, lr=0.0, **common))
-    assert len(asked) == 2 and all(torch.equal(a, b) for models in asked for found, model in zip(models, (first, sft_model), strict=True)
+    monkeypatch.setattr(reward, "respond", lambda models,
+                        *others: asked.append(models) or respond(models, *others))
+    second, _ = reward.train(reward.Config(prompts=10, test_prompts=6, k=3, batch=4, lr=0.0,
+                                           **common))
+    assert len(asked) == 2
+    assert all(torch.equal(a, b) for models in asked for found,
+               model in zip(models, (first, sft_model), strict=True)
                                    for a, b in zip(found.parameters(), model.parameters()))
     trunk = gpt.load(out / "reward" / "ckpt.pt", gpt.ScalarGPT)[0].trunk
-    assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), second.trunk.parameters()))  # steps of length 0
-    rows = [len(records.read_comparisons(out / stage / "comparisons.jsonl")) for stage in ("reward", "reward-2")]
+    # steps of length 0
+    assert all(torch.equal(a, b) for a, b in zip(trunk.parameters(), second.trunk.parameters()))
+    rows = [len(records.read_comparisons(out / stage / "comparisons.jsonl"))
+            for stage in ("reward", "reward-2")]
     steps = [json.loads(line)["step"] for line in open(out / "reward-2" / "log.jsonl")]
-    assert 0 < rows[1] <= 10 and len(steps) > -(-rows[1] // 4)  # more than the round's own: prompts that do not fit are left out
-    policy, history = ppo.train(ppo.Config(steps=1, lr=0.0, batch=8, minibatches=2, prompts=40, test_prompts=24, **common))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), policy.parameters()))  # a step of length 0
+    assert 0 < rows[1] <= 10
+    # more than the round's own: prompts that do not fit are left out
+    assert len(steps) > -(-rows[1] // 4)
+    policy, history = ppo.train(ppo.Config(steps=1, lr=0.0, batch=8, minibatches=2, prompts=40,
+                                           test_prompts=24, **common))
+    # a step of length 0
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), policy.parameters()))
     results = json.loads((out / "ppo-2" / "results.json").read_text())
     before = json.loads((out / "ppo" / "results.json").read_text())
-    assert [r["round"] for r in results["rounds"]] == [0, 1, 2] and results["rounds"][:2] == before["rounds"]
+    assert [r["round"] for r in results["rounds"]] == [0, 1, 2]
+    assert results["rounds"][:2] == before["rounds"]
     assert results["round"] == 2
-    assert results["sft"]["greedy"]["gold"] == before["sft"]["greedy"]["gold"] and results["kl"] != 0
+    assert results["sft"]["greedy"]["gold"] == before["sft"]["greedy"]["gold"]
+    assert results["kl"] != 0
     assert (out / "ppo-2" / "rounds.png").read_bytes().startswith(b"\x89PNG")
     assert start.newest_policy(out, "--ckpt") == out / "ppo-2" / "ckpt.pt"
-    with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
+    with pytest.raises(UserError,
+                       match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
         ppo.train(ppo.Config(**{**common, "round": 3}))
-    with pytest.raises(UserError, match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
+    with pytest.raises(UserError,
+                       match="reward-3/ckpt.pt not found: run python reward.py --round 3 first"):
         reward.train(reward.Config(**{**common, "round": 4}))
     (out / "reward-3").mkdir()
     shutil.copy(out / "reward-2" / "ckpt.pt", out / "reward-3")
-    with pytest.raises(UserError, match="ppo-3/ckpt.pt not found: run python ppo.py --round 3 first"):
+    with pytest.raises(UserError,
+                       match="ppo-3/ckpt.pt not found: run python ppo.py --round 3 first"):
         reward.train(reward.Config(**{**common, "round": 4}))
 
 
@@ -354,14 +434,17 @@ def test_the_chats_marks_begin_as_newlines(pipeline):
 
 
 def test_several_reward_models_work_together(pipeline, tmp_path):
-    """Bootstrap samples of the same comparisons; PPO takes all of them; the next questions are those they differ on."""
+    """Bootstrap samples of the same comparisons; PPO takes all of them; the next questions are
+    those they differ on."""
     out, paths = pipeline[0], []
     comparisons = decide(shutil.copy(out / "reward" / "comparisons.jsonl", tmp_path))
     for seed in (1, 2):
         where = tmp_path / str(seed)
         where.mkdir()
-        records.write_jsonl(where / "sample.jsonl", ensemble.bootstrap(records.read_comparisons(comparisons), seed))
-        reward.train(reward.Config(out=str(where), data=str(where / "sample.jsonl"), init=str(out / "sft" / "ckpt.pt"), seed=seed, batch=4))
+        records.write_jsonl(where / "sample.jsonl",
+                            ensemble.bootstrap(records.read_comparisons(comparisons), seed))
+        reward.train(reward.Config(out=str(where), data=str(where / "sample.jsonl"),
+                                   init=str(out / "sft" / "ckpt.pt"), seed=seed, batch=4))
         paths.append(str(where / "reward" / "ckpt.pt"))
     one, other = [gpt.load(path, gpt.ScalarGPT)[0] for path in paths]
     assert not torch.equal(one.head.weight, other.head.weight)
@@ -370,13 +453,15 @@ def test_several_reward_models_work_together(pipeline, tmp_path):
     pool = records.read_comparisons(comparisons)
     disputed = ensemble.most_disputed(members, metadata, gpt.load(paths[0])[1], pool, 5, "cpu")
     assert len(disputed) == 5 and all(r in pool for r in disputed)
-    _, history = ensemble.train(ensemble.Config(out=str(tmp_path), reward=",".join(paths), caution=1.0, steps=1, batch=8, minibatches=2, prompts=40, test_prompts=12, **init))
+    _, history = ensemble.train(ensemble.Config(out=str(tmp_path), reward=",".join(paths),
+                                                caution=1.0, steps=1, batch=8, minibatches=2,
+                                                prompts=40, test_prompts=12, **init))
     assert history[0]["first_ratio"] == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="none.pt not found"):
         ensemble.train(ensemble.Config(out=str(tmp_path), reward=paths[0] + ",none.pt", **init))
 
 
-# ---- flags that go wrong, and learning on ---------------------------------------------------------
+# ---- flags that go wrong, and learning on --------------------------------------------------------
 
 
 @pytest.mark.parametrize("flags, sentence", [
@@ -392,7 +477,8 @@ def test_flags_that_let_ppo_go_wrong_are_refused(flags, sentence):
 def test_a_pretrained_model_learns_on(pipeline, tmp_path, capsys):
     """Its tokenizer and shape are its own; the text that it learns may be another."""
     first = pipeline[0] / "gpt" / "ckpt.pt"
-    model, _ = gpt.train(gpt.Config(out=str(tmp_path), init=str(first), steps=1, lr=0.0, documents=60))
+    model, _ = gpt.train(gpt.Config(out=str(tmp_path), init=str(first), steps=1, lr=0.0,
+                                    documents=60))
     before, tokenizer, _ = gpt.load(first)
     _, own, about = gpt.load(tmp_path / "gpt" / "ckpt.pt")
     assert model.config == before.config and tokenizer == own

@@ -21,7 +21,8 @@ def test_law_20_loss_is_of_the_response_and_its_end_token_only(model):
 
 def test_logits_of_prompt_tokens_are_not_even_computed(model, monkeypatch):
     rows, plain = [], model.logits
-    monkeypatch.setattr(model, "logits", lambda hidden, *rest: rows.append(len(hidden)) or plain(hidden, *rest))
+    monkeypatch.setattr(model, "logits", lambda hidden,
+                        *rest: rows.append(len(hidden)) or plain(hidden, *rest))
     sft.sft_loss(model, [([1, 2, 3, 4, 38], 3)], "cpu")
     assert rows == [2]  # token 4 and the end token
 
@@ -30,5 +31,6 @@ def test_a_demonstration_is_prompt_response_end():
     tokenizer = Tokenizer(train(["a b c"], 262))
     record = {"prompt": [{"role": "user", "content": "a"}], "response": "b c"}
     ids, n = sft.encode(tokenizer, record, block_size=32)
-    assert ids[:n] == tokenizer.render(record["prompt"]) and tokenizer.decode(ids[n:]) == "b c" and ids[-1] == tokenizer.end
+    assert ids[:n] == tokenizer.render(record["prompt"]) and tokenizer.decode(ids[n:]) == "b c"
+    assert ids[-1] == tokenizer.end
     assert sft.encode(tokenizer, record, block_size=4) is None

@@ -17,7 +17,8 @@ def tokenizer():
 def test_any_utf8_round_trips(tokenizer):
     rng = random.Random(0)
     points = [c for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
-    texts = ["", " ", "\n\n \t", "naïve 東京 🙂👩‍👩‍👧", "\x00\x7f", "a" * 1000] + ["".join(map(chr, rng.sample(points, 20))) for _ in range(200)]
+    texts = ["", " ", "\n\n \t", "naïve 東京 🙂👩‍👩‍👧", "\x00\x7f",
+             "a" * 1000] + ["".join(map(chr, rng.sample(points, 20))) for _ in range(200)]
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -29,9 +30,11 @@ def test_special_tokens_typed_by_a_user_stay_text(tokenizer):
 
 
 def test_conversations_are_rendered_with_one_end_token_an_answer(tokenizer):
-    turns = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "cat"}, {"role": "user", "content": "sat"}]
+    turns = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "cat"},
+             {"role": "user", "content": "sat"}]
     t = tokenizer
-    assert t.render(turns) == [t.user, *t.encode("the"), t.assistant, *t.encode("cat"), t.end, t.user, *t.encode("sat"), t.assistant]
+    assert t.render(turns) == [t.user, *t.encode("the"), t.assistant, *t.encode("cat"), t.end,
+                               t.user, *t.encode("sat"), t.assistant]
     assert t.render(turns[:2])[-1] == t.end
     assert [t.user, t.assistant, t.end, t.pad] == list(range(t.vocab_size - 4, t.vocab_size))
 
@@ -42,7 +45,8 @@ def test_merges_are_the_most_frequent_pairs_first():
 
 
 def test_merges_equal_those_of_a_plain_recount():
-    """The trainer updates its counts; counting everything again before each merge gives the same merges."""
+    """The trainer updates its counts; counting everything again before each merge gives the same
+    merges."""
     import regex
     from collections import Counter
     text = "the theme of the thesis is then this: these themes thin the thick thing" * 2
@@ -62,7 +66,8 @@ def test_merges_equal_those_of_a_plain_recount():
 
 
 def test_encoding_is_tiktokens_own(tokenizer):
-    same = tiktoken.Encoding("same", pat_str=PATTERN, mergeable_ranks=tokenizer.ranks, special_tokens={})
+    same = tiktoken.Encoding("same", pat_str=PATTERN, mergeable_ranks=tokenizer.ranks,
+                             special_tokens={})
     assert tokenizer.encode("the cat sat") == same.encode("the cat sat")
     assert len(tokenizer.encode("the cat")) < 7
 
