@@ -426,7 +426,7 @@ def first_model(cfg, run):
     """
     if not cfg.init:
         return None, None
-    model, tokenizer, about = load(cfg.init, GPT, run.device, "name a policy with --init")
+    model, tokenizer, about = load(run.reads(cfg.init), GPT, run.device, "check --init")
     run.lineage.model("first model", cfg.init, about, model.state_dict(), chosen=True)
     return model, tokenizer
 

@@ -44,9 +44,7 @@ def load(run, role, path, kind=gpt.GPT, hint="", chosen=False, show=False):
 
     chosen: the user has named it instead of that of its stage. show: a line says what was read.
     """
-    if Path(path).resolve() == run.path("ckpt.pt").resolve():
-        raise UserError(f"{path} is what this run will write: copy it, and name the copy")
-    model, tokenizer, about = gpt.load(path, kind, run.device, hint)
+    model, tokenizer, about = gpt.load(run.reads(path), kind, run.device, hint)
     run.lineage.model(role, path, about, model.state_dict(), chosen)
     if show:
         run.say(f"{role} from {path}")

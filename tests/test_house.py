@@ -134,7 +134,7 @@ def test_a_stage_file_is_short_and_plain(stage):
     assert "data.run.processes" not in GRAPH[stage]
     used = set(re.findall(r"\brun\.(\w+)", re.sub(r"data\.run\.\w+", "", text)))
     assert used <= {"collect", "device", "due", "earlier", "first", "finish", "history", "keep",
-                    "latest", "lineage", "log", "path", "save", "say",
+                    "latest", "lineage", "log", "path", "reads", "save", "say",
                     "seconds", "show", "stage", "steps", "write_results"}, used
 
 

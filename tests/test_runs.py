@@ -484,6 +484,8 @@ def test_a_pretrained_model_learns_on(pipeline, tmp_path, capsys):
     assert model.config == before.config and tokenizer == own
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters()))
     assert about["parents"]["first model"]["stage"] == "gpt"
+    with pytest.raises(UserError, match="is what this run will write: copy it"):
+        gpt.train(gpt.Config(out=str(tmp_path), init=str(tmp_path / "gpt" / "ckpt.pt"), steps=1))
     assert "leave out the flags of shape" in one_sentence(
         run_stage("gpt.py", "--init", first, "--n_layer", 1, "--out", tmp_path))
 

@@ -124,6 +124,13 @@ class Run:
         if own:
             disk.write(self.path(name), text)
 
+    def reads(self, path):
+        """A path that this run reads; UserError if it is the checkpoint that it will write."""
+        if Path(path).resolve() == self.path("ckpt.pt").resolve():
+            raise UserError(f"{path} is what this run will write: copy it, and name the copy, or "
+                            "choose another --out")
+        return path
+
     def earlier(self, stage, round=1):
         """The checkpoint of an earlier stage of the same run."""
         return self.folder.parent / in_round(stage, round) / "ckpt.pt"
