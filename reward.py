@@ -146,11 +146,14 @@ def compare(records, rng):
 def rankings(cfg, run, sft_model, tokenizer):
     """Collect rankings, or read them from --data -> (records, held-out ones, typical ones).
 
-    typical: records on whose answers the scores will be normalised.
+    typical: records on whose answers the scores will be normalised: the model's own, or, in later
+    rounds, those that were ranked.
     """
     if cfg.data:
         records, test = split(start.with_preference(cfg, run, read_comparisons(cfg.data)))
-        typical = records[:500]
+        prompts = [dict(prompt=r["prompt"]) for r in records[:125]]
+        prompts = sampling.with_room(sft_model, tokenizer, prompts, cfg.max_new_tokens)
+        typical = respond([sft_model], tokenizer, prompts, cfg) or records[:500]
     else:
         policy = start.answering_policy(cfg, run, tokenizer)
         # After PPO a policy is almost deterministic, and ranking identical answers teaches nothing:

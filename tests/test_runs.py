@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -500,3 +501,22 @@ def test_a_reward_model_of_another_scale_and_too_few_prompts_are_named(pipeline,
     said = capsys.readouterr().out
     assert "where --beta and --clip expect about 0 and 1" in said
     assert "prompts are fewer than --batch 64: an iteration has" in said
+
+
+def test_scores_are_normalised_on_answers_like_those_that_ppo_will_write(pipeline, tmp_path):
+    """Also where rankings come from a file, whose answers are of another length."""
+    out, rng = pipeline[0], random.Random(0)
+    prompts = [f"How many legs has a {name}?" for name in ("bee", "cow", "dog", "hen")]
+    rows = [dict(prompt=f"{rng.choice(prompts)} {n}", chosen="I do not know. " * rng.randint(1, 3),
+                 rejected="No. " * rng.randint(1, 3)) for n in range(80)]
+    records.write_jsonl(tmp_path / "d.jsonl", rows)
+    model, _ = reward.train(reward.Config(
+        out=str(tmp_path), init=str(out / "sft" / "ckpt.pt"), data=str(tmp_path / "d.jsonl"),
+        batch=4, max_new_tokens=8, temperature=1.0))
+    sft_model, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
+    cfg = reward.Config(max_new_tokens=8, temperature=1.0)
+    asked = [dict(prompt=[dict(role="user", content=r["prompt"])]) for r in rows]
+    answered = reward.respond([sft_model], tokenizer, asked, cfg)
+    examples = [reward.encode(tokenizer, r, sft_model.config.block_size) for r in answered]
+    scores, _ = reward.score_all(model, examples, "cpu")
+    assert abs(scores.mean()) < .3 and .7 < scores.std() < 1.4

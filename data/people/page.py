@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import secrets
 import sys
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -190,11 +191,10 @@ class Handler(BaseHTTPRequestHandler):
     def is_ours(self):
         """Whether the request comes from our page. Another page could have its name resolved to
         127.0.0.1, or post here: both show in the headers that the browser writes."""
-        port, names = self.server.server_port, ("127.0.0.1", "localhost")
-        names = [f"{name}:{port}" for name in names] + [*names] * (port == 80)
-        origin = self.headers.get("Origin")
-        return self.headers.get("Host") in names and (
-            origin is None or origin.removeprefix("http://") in names)
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        # A tunnel may have another port; a page of another program has another origin than we.
+        return re.fullmatch(r"(127\.0\.0\.1|localhost)(:\d+)?", host) and (
+            origin in (None, f"http://{host}"))
 
     def do_GET(self):
         if not self.is_ours():

@@ -16,11 +16,14 @@ from data.run.cli import check
 from data.run.system import UserError
 
 
+THREADS = torch.get_num_threads()  # before any run has set another number
+
+
 def setup(cfg):
     """Check the flags, set threads, precision and processes as they say -> the torch device."""
     global _bf16
     check(cfg)
-    torch.set_num_threads(cfg.threads or min(torch.get_num_threads(), cpu_quota()))
+    torch.set_num_threads(cfg.threads or min(THREADS, cpu_quota()))
     _bf16 = cfg.bf16
     # Products of fp32 on CUDA round their factors to 10 bits and add in fp32: several times faster.
     if torch.cuda.is_available():
