@@ -12,17 +12,17 @@ batch. In the papers' order:
     advantage_t = delta_t + gamma lambda advantage_{t+1}            (Schulman et al. 2016, eq. 16)
     ratio_t     = exp(logp_t - logp_old_t)
     loss        = mean max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) + vf_coef * value loss
-                                                                     (Schulman et al. 2017, eq. 7)
+                              A: advantage, whitened     (Schulman et al. 2017, eqs. 7 and 9)
 
-Four models: policy and reference start as the SFT model; the value model starts as the reward
-model's trunk with a head of its own; reference and reward model never change. An answer is one
-episode, so gamma is 1.
+Four models: policy and reference start as the SFT model, in later rounds the policy as it last was;
+the value model starts as the reward model's trunk, in the papers with its head, here with a new
+one; reference and reward model never change. An answer is one short episode: gamma is 1.
 
     python ppo.py           needs out/sft/ckpt.pt and out/reward/ckpt.pt; a minute on 2 CPU cores
     python ppo.py --eval    judges all models in --out in many ways, and writes out/report.md
 
 One pass of four minibatches over 256 answers resembles InstructGPT's one pass of eight. Four
-passes, as in Ziegler et al. and their successors, bring no more here (notebooks/RESULTS.md).
+passes, as in Ziegler et al. and Stiennon et al., bring no more here (notebooks/RESULTS.md).
 
 Options of the papers, off by default: adaptive beta (--kl_target), pretraining gradients (--ptx),
 early stopping (--target_kl). `python -m notebooks.experiments options` measures what they do.
@@ -104,7 +104,7 @@ class Config(Judged):
 
 
 def score_answers(reward, idx, lengths, mask, penalty):
-    """What PPO maximises: the score at each response's last word, or the penalty -> (B,).
+    """What PPO maximises: the score, read before <|end|> at the last word, or the penalty -> (B,).
 
     idx (B, T), lengths (B,): prompt and response; mask (B, T-1): the actions that write the
     response. The penalty is for a response that is empty or never ends. An empty one would be
@@ -163,8 +163,8 @@ def policy_loss(logp, logp_old, advantages, mask, clip):
 def value_loss(values, values_old, returns, mask, clip):
     """Mean of 1/2 max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2) -> scalar.
 
-    The loss is Schulman et al. 2017, eq. 9. The clip is from OpenAI's baselines: a value that moved
-    further than `clip` gets no credit for it.
+    The loss is that of Schulman et al. 2017, section 5; 1/2 and clip are from OpenAI's baselines: a
+    value that has moved further than `clip` has no gradient that moves it on.
     """
     clipped = values_old + (values - values_old).clamp(-clip, clip)
     return 0.5 * gpt.masked_mean(torch.max((values - returns) ** 2, (clipped - returns) ** 2), mask)
@@ -288,7 +288,7 @@ def describe(batch, prompts, tokenizer, beta):
     `kl` is in nats per answer, `kl_token` in nats per token. `entropy` is estimated by -log p of
     the sampled tokens. `gold` is the labeler's, for the reader alone: training never sees it.
     """
-    kl, mask = batch.logp_old - batch.logp_ref, batch.mask
+    kl, mask = batch.logp_old - batch.logp_ref, batch.mask  # kl is 0 outside the mask
     error = (batch.returns - batch.values_old)[mask]
     figures = dict(
         score=batch.score.mean().item(),
@@ -351,11 +351,10 @@ def train(cfg):
         beta.update(figures["kl"], len(asked))
         run.save(step, tokenizer, ckpt=policy, value=value)
 
-    score = functools.partial(score_answers, reward, penalty=cfg.missing_eos_penalty)
-    judge.report(cfg, run, compared, score, test, tokenizer)
+    scorer = functools.partial(score_answers, reward, penalty=cfg.missing_eos_penalty)
+    judge.report(cfg, run, compared, scorer, test, tokenizer)
     return policy, run.history
 
 
 if __name__ == "__main__":
-    main(Config, train, __doc__, eval="data.judge.report",
-         prefer="data.people.prefer")
+    main(Config, train, __doc__, eval="data.judge.report", prefer="data.people.prefer")

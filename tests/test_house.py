@@ -113,7 +113,7 @@ def test_files_and_functions_are_short(path):
             assert node.end_lineno - node.lineno < 45 and len(names) <= 7, node.name
 
 
-LONGEST = {"gpt": 485, "sft": 126, "reward": 363, "ppo": 362}  # to fall to 460, 120, 330 and 350
+LONGEST = {"gpt": 485, "sft": 126, "reward": 363, "ppo": 360}  # to fall to 460, 120, 330 and 350
 
 
 @pytest.mark.parametrize("stage", STAGES)
