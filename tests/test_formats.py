@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -225,7 +226,7 @@ def test_what_was_misread(record, read, expected, tmp_path):
      "one of the two conversations has no answer"),
     (dict(messages=[USER, *answer("x")], weight=.5), '"weight" is 0.5, and only 0 and 1 are known'),
     (dict(messages=[USER, *answer("x")], label=2), '"label" is 2, neither good'),
-    (dict(messages=[USER, *answer("x")], system="Linux"), "one word: rename the field"),
+    (dict(messages=[USER, *answer("x")], system="Linux"), "no sentence: rename the field"),
     (dict(prompt="<|im_start|>user\nHi<|im_end|>", chosen="x", rejected="y"),
      "a mark of a chat templ"),
     (dict(prompt="Hi", chosen="x </s>", rejected="y"), "a mark of a chat template"),
@@ -501,3 +502,76 @@ def test_quotes_with_a_backslash_and_files_of_other_kinds(tmp_path):
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     with pytest.raises(UserError, match="of a kind that this code does not read"):
         records.read_demonstrations(tmp_path / "a.xlsx")
+
+
+INDENTED = "    return 1\n    # x"
+
+
+@pytest.mark.parametrize("record, read, expected", [
+    (dict(prompt="And?", response="x", history=[USER, SAID]), "demonstrations",
+     dict(prompt=[USER, SAID, ASKED], response="x")),
+    (dict(prompt="Hi", response="x", text="Hi x"), "demonstrations",
+     dict(prompt=[USER], response="x")),
+    (dict(prompt="Hi", text="A plum."), "text", "A plum."),
+    (dict(text="A plum.", part=1, whole=True), "text", "A plum."),
+    (dict(prompt=json.dumps([dict(role="user", content="if (a) { b } { c }")]), response="x"),
+     "prompts", dict(prompt=[dict(role="user", content="if (a) { b } { c }")])),
+    (dict(prompt="Hi", response='[{"role": "admin", "name": "x"}]'), "demonstrations",
+     dict(prompt=[USER], response='[{"role": "admin", "name": "x"}]')),
+    (dict(prompt="Hi", response=INDENTED), "demonstrations",
+     dict(prompt=[USER], response=INDENTED)),
+    (dict(prompt="Hi", chosen="User: hi\nAssistant: Ho", rejected="<s>no</s>"), "comparisons",
+     dict(prompt=[USER], responses=["User: hi\nAssistant: Ho", "<s>no</s>"], ranks=[1, 2])),
+    (dict(instruction="Hi", output="x", system="你是助手。"), "demonstrations",
+     dict(prompt=[dict(role="user", content="你是助手。\n\nHi")], response="x")),
+    (dict(prompt=HH.format("")[:12] + "\n\nAssistant:", response="x", helpfulness=4),
+     "demonstrations", dict(prompt=[USER], response="x")),
+    (dict(prompt="Hi", responses=["x", "y", "z"], ranks=[1, 2, 3], chosen="x", rejected="z"),
+     "comparisons", dict(prompt=[USER], responses=["x", "y", "z"], ranks=[1, 2, 3])),
+    (dict(messages=[*answer("Welcome"), USER, *answer("x")]), "demonstrations",
+     dict(prompt=[*answer("Welcome"), USER], response="x")),
+])
+def test_what_is_meant_is_read(record, read, expected, tmp_path):
+    path = write(tmp_path / "data.json", [record] * 2)
+    assert getattr(records, f"read_{read}")(path)[-1] == expected
+
+
+@pytest.mark.parametrize("record", [
+    dict(prompt="And?", response="x", history=["Hi", "Hello"]),
+    dict(prompt="And?", response="x", history=[["Hi"], ["Ho", "Hello"]]),
+    dict(prompt="Hi", response="x", rating=10 ** 400),
+    dict(prompt="Hi", response="x", rating=float("inf")),
+    dict(prompt="Hi", responses=["x", "y"], ranks=[1, 2], left_out="many"),
+])
+def test_a_value_that_makes_no_sense_is_a_sentence(record, tmp_path):
+    read = records.read_comparisons if "ranks" in record else records.read_demonstrations
+    with pytest.raises(UserError, match="record 1: "):
+        read(write(tmp_path / "data.json", [record] * 2))
+
+
+def test_tables_as_pandas_writes_them_and_tables_that_are_broken(tmp_path):
+    text = 'prompt,response,rating\n"Type ""C:\\"" now","a \\alpha",\nHi,x,4\n'
+    (tmp_path / "a.csv").write_text(text)
+    rows = records.read_demonstrations(tmp_path / "a.csv")
+    assert rows[0]["prompt"][0]["content"] == 'Type "C:\\" now'
+    assert rows[0]["response"] == "a \\alpha" and len(rows) == 2
+    for broken in ('prompt,response\nHi,"hello\nA,b\n', "prompt,response,response\na,b,c\n"):
+        (tmp_path / "a.csv").write_text(broken)
+        with pytest.raises(UserError, match="a.csv"):
+            records.read_demonstrations(tmp_path / "a.csv")
+    (tmp_path / "b.jsonl").write_text(json.dumps([dict(prompt="Hi", response="x")]))
+    assert len(records.read_demonstrations(tmp_path / "b.jsonl")) == 1
+
+
+def test_a_label_beside_an_instruction_is_named(tmp_path, capsys):
+    path = write(tmp_path / "data.jsonl", [dict(instruction="Hi", output="x", label=False)])
+    assert len(records.read_demonstrations(path)) == 1
+    assert "not used: label" in capsys.readouterr().out
+
+
+def test_long_records_take_no_longer_than_they_are_long(tmp_path):
+    began = time.time()
+    records.read_text(write(tmp_path / "a.jsonl", [dict(messages=[USER, *answer("b")] * 3000)]))
+    records.read_demonstrations(write(tmp_path / "b.jsonl", [
+        dict(prompt="User: a" + "\n" * 100_000 + "x", response="b")]))
+    assert time.time() - began < 10

@@ -80,7 +80,7 @@ def test_ppo_makes_answers_better(results):
 def test_ppo_stays_near_the_sft_model(results):
     sft, ppo = results["ppo"]["sft"], results["ppo"]["ppo"]
     assert 0 < results["ppo"]["kl"] <= 6
-    assert ppo["end_rate"] >= .98 and ppo["length"] <= 1.5 * sft["length"]
+    assert ppo["ended"] >= .98 and ppo["length"] <= 1.5 * sft["length"]
 
 
 def test_inventions_all_but_disappear(results):

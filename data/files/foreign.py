@@ -13,7 +13,8 @@ from typing import Callable
 
 OURS = "our own format"
 # Fields that mean the same in every format.
-COMMON = {"verdict", "weight", "train", "training", "system", "system_prompt", "role", "content"}
+COMMON = {"verdict", "weight", "train", "training", "system", "system_prompt", "role", "content",
+          "from", "value"}
 STAGES = {"text": "gpt.py", "response": "sft.py", "ranks": "reward.py", "prompt": "ppo.py"}
 WANTED = {"text": "text", "response": "answer", "ranks": "comparison", "prompt": "prompt"}
 
@@ -30,14 +31,14 @@ class Format:
                    for name, x in self.example.items() if name not in self.optional)
 
     def provides(self, field):
-        """Whether a stage finds in such records the field of ours that it wants, a key of STAGES.
-        """
+        """Whether a stage finds the field of ours that it wants, a key of STAGES."""
         return any(provides(ours, field) for ours in convert(self, self.example))
 
     def unused(self, record):
         """The names of the fields of a record that nobody reads."""
         known = COMMON | set(self.optional) | set(names(self.example))
-        known |= {"label"} if str(record.get("label")).lower() in LABELS else set()
+        if "instruction" not in record and str(record.get("label")).lower() in LABELS:
+            known |= {"label"}
         return [name for name in names(record) if name not in known]
 
 
@@ -57,7 +58,8 @@ def kind_of(value):
         return "text, a transcript" if is_transcript(value) else "text"
     if isinstance(value, list) and value and isinstance(value[0], dict):
         role = value[0].get("role", value[0].get("from"))
-        return {None: "list", "assistant": "answer"}.get(role, "conversation")
+        one = "answer" if len(value) == 1 else "conversation"
+        return {None: "list", "assistant": one}.get(role, "conversation")
     if isinstance(value, dict):
         return "tree" if "replies" in value else "object"
     return "number" if isinstance(value, (int, float)) else type(value).__name__
@@ -65,8 +67,8 @@ def kind_of(value):
 
 def provides(ours, field):
     """Whether a record of ours gives a stage what it wants."""
-    alternatives = {"text": ("text", "prompt"), "ranks": ("ranks", "rating", "verdict")}
-    return not ours.keys().isdisjoint(alternatives.get(field, (field,)))
+    others = {"text": {"prompt"}, "ranks": {"rating", "verdict"}}
+    return bool(ours.keys() & {field, *others.get(field, ())})
 
 
 def recognise(record, field):
@@ -104,7 +106,10 @@ def convert(form, record):
     every = converted if isinstance(converted, list) else [converted]
     label = record.get("label")
     for ours in every:
-        if "response" in ours and "instruction" not in record:  # there a label is a class
+        if "response" in ours and "verdict" in record:
+            ours["verdict"] = record["verdict"]
+        # Beside an instruction a label is a class; of a conversation it is the last answer's.
+        if "response" in ours and "instruction" not in record and not ours.get("part"):
             if isinstance(label, (int, float)) and label not in (0, 1):
                 raise ValueError(f'"label" is {label}, neither good (1) nor bad (0): rename the '
                                  "field if it means something else")
@@ -113,12 +118,15 @@ def convert(form, record):
         if not is_learned(record):
             ours["weight"] = 0
         for name in ("system", "system_prompt"):
-            if isinstance(record.get(name), str) and record[name] and "prompt" in ours:
-                if " " not in record[name].strip():
-                    raise ValueError(f'"{name}" is {record[name]!r}, one word: rename the field if '
-                                     "it is no system prompt")
-                ours["prompt"] = conversation([dict(role="system", content=record[name]),
-                                               *ours["prompt"]])
+            text = record.get(name)
+            if text is None or text == "" or "prompt" not in ours:
+                continue
+            if not isinstance(text, str) or re.fullmatch(r"\w+", text.strip(), re.ASCII):
+                raise ValueError(f'"{name}" is {str(text)[:40]!r}, no sentence: rename the field '
+                                 "if it is no system prompt")
+            for messages in {"prompt", "whole"} & ours.keys():
+                ours[messages] = conversation([dict(role="system", content=text),
+                                               *ours[messages]])
     return every
 
 
@@ -140,14 +148,15 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "human": "us
 
 def text_field(record, name):
     """A field that must be a text with a word in it."""
-    value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value := record.get(name), str) or not value.strip():
         raise ValueError(f'"{name}" must be a text that is not empty')
     return value
 
 
 def is_transcript(text):
-    return bool(re.match(r"\s*(Human|User):", text) and re.search(r"\n\s*Assistant:", text))
+    start, end = text.lstrip()[:6], text.rstrip()[-10:]
+    return start == "Human:" and "\n\nAssistant:" in text or (
+        start in ("Human:", "User: ") and end == "Assistant:")
 
 
 def turns(prompt):
@@ -164,7 +173,7 @@ def turns(prompt):
         return conversation(messages)
     if not is_transcript(plain_text(prompt)):
         return [{"role": "user", "content": prompt}]
-    line_end = r"\n\n" if "\n\nAssistant:" in prompt else r"\n\s*"
+    line_end = r"\n\n" if "\n\nAssistant:" in prompt else r"\n[ \t]*"
     parts = re.split(rf"{line_end}(Human|User|Assistant):", "\n\n" + prompt.strip())
     messages = [{"role": "assistant" if who == "Assistant" else "user", "content": words.strip()}
                 for who, words in zip(parts[1::2], parts[2::2])]
@@ -173,24 +182,30 @@ def turns(prompt):
 
 def written_messages(text):
     """The messages that a text is written as, in JSON or in Python; None for any other text."""
-    if not re.match(r"""\s*\[?\s*\{\s*['"](role|from|content|value)['"]\s*:""", text):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            value = read(re.sub(r"\}\s+\{", "}, {", text))  # numpy writes no commas
-            return value if isinstance(value, list) else [value]
-    raise ValueError("a text that begins as a list of messages, and cannot be read as one")
-
-
-TEMPLATE = re.compile(r"<\|im_(?:start|end)\|>|<\|(?:start|end)_header_id\|>|<\|eot_id\|>"
-                      r"|\[/?INST\]|<</?SYS>>|^\s*<s>|</s>\s*$")
+    start = re.match(r"""\s*(\[?)\s*\{\s*['"](role|from|content|value)['"]\s*:""", text)
+    for written in (text, re.sub(r"\}\s+\{", "}, {", text)) if start else ():  # numpy has no commas
+        for read in (json.loads, ast.literal_eval):
+            try:
+                value = read(written)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            with contextlib.suppress(ValueError):
+                messages = value if isinstance(value, list) else [value]
+                return messages if all(map(_message, messages)) else None
+            return None  # a text about other things
+    if start and start[1] and start[2] == "role":
+        raise ValueError("a text that begins as a list of messages, and cannot be read as one")
 
 
 def plain_text(text):
     """The text; ValueError if somebody has put it into a chat template already."""
-    if mark := TEMPLATE.search(text):
-        raise ValueError(f"a text holds {mark[0].strip()}, a mark of a chat template: give the "
-                         "messages themselves")
+    marks = [mark for mark in ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>")
+             if mark in text]
+    marks += ["[INST]"] if text.lstrip().removeprefix("<s>").lstrip().startswith("[INST]") else []
+    marks += ["</s>"] if text.rstrip().endswith("</s>") and "<s>" not in text else []
+    if marks:
+        raise ValueError(f"a text holds {marks[0]}, a mark of a chat template: give the messages "
+                         "themselves")
     return text
 
 
@@ -240,16 +255,18 @@ def answered(messages):
     """A conversation -> a demonstration for each of its answers that is to be learned.
 
     The last has `whole`, all that was said; if nobody has answered the user, or nothing is to be
-    learned, it is a prompt.
+    learned, it is a prompt. The others are `part` of it.
     """
-    roles = [_message(m)[0] for m in messages]
-    every = [dict(prompt=conversation(messages[:i]), response=_message(m)[1], part=True)
-             for i, m in enumerate(messages) if i and roles[i] == "assistant" and is_learned(m)]
-    while roles and roles[-1] == "assistant":
-        roles.pop()
-    if not every or len(roles) == len(messages):
-        return every + [dict(prompt=conversation(messages[:len(roles)]))]
-    return every[:-1] + [dict(every[-1], part=False, whole=conversation(messages))]
+    whole = conversation(messages)
+    learned = iter([is_learned(m) for m in messages if _message(m)[0] == "assistant"])
+    every = [dict(prompt=whole[:i], response=m["content"], part=True)
+             for i, m in enumerate(whole) if m["role"] == "assistant" and next(learned) and i]
+    end = len(whole)
+    while end and whole[end - 1]["role"] == "assistant":
+        end -= 1
+    if not every or end == len(whole):
+        return every + [dict(prompt=whole[:end])]
+    return every[:-1] + [dict(every[-1], part=False, whole=whole)]
 
 
 def answer(record, name):
@@ -260,8 +277,8 @@ def answer(record, name):
             raise ValueError(f'"{name}" must be one message of the assistant')
         return messages[0]["content"]
     if messages := written_messages(text_field(record, name)):
-        return answer({name: messages[-1:]}, name)
-    return plain_text(record[name]).strip()
+        return answer({name: messages}, name)
+    return plain_text(record[name])
 
 
 # ---- comparisons ---------------------------------------------------------------------------------
@@ -319,7 +336,7 @@ def branches(question, before=()):
         return [reply for reply in replies if not reply.get("deleted")
                 and reply.get("review_result") is not False]
 
-    before = [*before, dict(role="user", content=question["text"])]
+    before = [*before, dict(role="user", content=text_field(question, "text"))]
     replies = good(question["replies"])
     compared = [reply for reply in replies if reply.get("rank") is not None] or replies[:1]
     every = [ranked(before, [text_field(reply, "text") for reply in compared],
@@ -333,10 +350,13 @@ def branches(question, before=()):
 def question(r):
     """An instruction or a question, with its input, and an answer or two."""
     ours = {name: value for name, value in r.items() if name in QUESTION}
-    ours |= {"response": r[name] for name in ("answer", "response", "output") if name in r}
+    for name in ("output", "response", "answer"):
+        if name in r:
+            ours.setdefault("response", r[name])
     ours |= {name: r[f"response_{name}"] for name in ("chosen", "rejected")
              if f"response_{name}" in r}
-    return own(dict(ours, prompt=r.get("instruction", r.get("question"))))
+    parts = [r[name] for name in ("instruction", "question") if r.get(name)]
+    return own(dict(ours, prompt="\n\n".join(parts)))
 
 
 QUESTION = ("chosen", "rejected", "input", "context", "history")
@@ -347,25 +367,38 @@ def own(r):
 
     An input or a context belongs to the question, and so does what was said before.
     """
+    if isinstance(r.get("chosen"), str) and len(written_messages(r["chosen"]) or ()) > 1:
+        return two_conversations(r)
     prompt = r["prompt"]
     if isinstance(prompt, str):
-        parts = [part for part in (prompt, r.get("input"), r.get("context")) if part]
-        history = [turn for both in r.get("history") or [] for turn in both]
-        before = [dict(role=("user", "assistant")[n % 2], content=text)
-                  for n, text in enumerate(history)]
-        prompt = before + turns("\n\n".join(parts))
-    ours = {name: value for name, value in r.items() if name != "response"}
-    ours["prompt"] = turns(prompt)
+        prompt = "\n\n".join(part for part in (prompt, r.get("input"), r.get("context")) if part)
+    ours = {name: value for name, value in r.items() if name in OWN.optional and name != "response"}
+    ours["prompt"] = history(r.get("history") or []) + turns(prompt)
+    from_table = isinstance(r["prompt"], str) and is_transcript(r["prompt"])  # with blanks at ends
     for name in ("response", "completion", "chosen"):
         if name in r:
-            ours.setdefault("response", answer(r, name))
-    if "chosen" in r and "rejected" in r:
+            text = answer(r, name)
+            blanks = from_table or name == "completion"
+            ours.setdefault("response", text.strip() if blanks else text)
+    if "chosen" in r and "rejected" in r and "ranks" not in r:
         ours.update(responses=[answer(r, "chosen"), answer(r, "rejected")], ranks=[1, 2])
-    elif "chosen" in r:
+    elif "chosen" in r and "ranks" not in r:
         raise ValueError('"chosen" needs "rejected" beside it')
-    if isinstance(r["prompt"], str) and is_transcript(r["prompt"]) and "responses" in ours:
+    if from_table and "responses" in ours:
         ours["responses"] = [text.strip() for text in ours["responses"]]
     return ours
+
+
+def history(turns):
+    """What was said before, as messages or as pairs of texts -> messages."""
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+        return conversation(turns)
+    if not isinstance(turns, list) or not all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2
+            and all(isinstance(text, str) for text in pair) for pair in turns):
+        raise ValueError('"history" must be a list of pairs of texts, or of messages')
+    return [dict(role=role, content=text) for pair in turns
+            for role, text in zip(("user", "assistant"), pair)]
 
 
 # ---- formats: the first that fits counts ---------------------------------------------------------
@@ -386,8 +419,6 @@ FORMATS = [
     Format("Anthropic HH-RLHF", dict(chosen=f"{HH} Yes?", rejected=f"{HH} No"), two_conversations),
     Format("TRL and UltraFeedback binarized: two conversations",
            dict(chosen=USER + YES, rejected=USER + NO), two_conversations),
-    Format("prompts that are transcripts", dict(prompt=HH, chosen=" Yes?", rejected=" No"),
-           own, ("chosen", "rejected", "response", "completion", "responses", "ranks")),
     Format("UltraFeedback",
            dict(instruction="Hi", completions=[dict(response="Yes?", overall_score=8.5),
                                                dict(response="No", overall_score=4.0)]),
@@ -439,7 +470,7 @@ FORMATS = [
            dict(conversations=[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]),
            lambda r: answered(r["conversations"])),
     Format("OpenAI chat", dict(messages=USER + YES), lambda r: answered(r["messages"])),
-    Format("documents", dict(text="A plum is a fruit."), dict),
+    Format("documents", dict(text="A plum is a fruit."), lambda r: dict(text=r["text"])),
 ]
 OWN = Format(OURS, {}, own, ("prompt", "response", "completion", "chosen", "rejected", "responses",
                              "ranks", "rating", "text", "input", "context", "history", "labeler",

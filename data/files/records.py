@@ -229,13 +229,15 @@ def _read(files, field, check):
                     raise ValueError(f"a record of another format ({form.name}) than the first "
                                      f"({name})")
                 unused.update(dict.fromkeys(form.unused(record)))
+                ready = []
                 for ours in every:
                     if field == "text" and ours.get("part"):  # of a conversation that follows
                         continue
                     try:
-                        records.append(_for_stage(ours, field, form, check))
+                        ready.append(_for_stage(ours, field, form, check))
                     except Skip as reason:
                         skipped[str(reason)] += 1
+                records += ready
             except UNREADABLE as error:
                 what = error if isinstance(error, ValueError) else (
                     f"a field is not what it should be ({error})")
@@ -344,7 +346,7 @@ def _rating(record):
             raise ValueError('"verdict" must be "good" or "bad"')
         return int(record["verdict"] == "good")
     rating = record.get("rating")
-    if rating is not None and (not isinstance(rating, (int, float)) or rating != rating):
+    if rating is not None and not (isinstance(rating, (int, float)) and abs(rating) < 1e9):
         raise ValueError('"rating" must be a number')
     return rating
 
@@ -369,4 +371,4 @@ def _comparison(record):
                          'best')
     more = {"labeler": str(record["labeler"])} if "labeler" in record else {}
     return {**_prompt(record), "responses": responses, "ranks": ranks,
-            "left_out": record.get("left_out", 0), **more}
+            "left_out": int(record.get("left_out", 0)), **more}

@@ -4,6 +4,7 @@ A file of records is JSON lines, one JSON value, CSV, or parquet (if pyarrow is 
 be compressed (.gz). What is none of these, such as a pointer of Git LFS, is named as what it is.
 """
 
+import contextlib
 import csv
 import gzip
 import io
@@ -20,7 +21,9 @@ LARGEST_FILE = 2_000_000_000  # bytes, unpacked: the records take several times 
 LARGEST_VALUE = 200_000_000   # bytes of one JSON value, which may take 30 times as much memory
 RECORDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
-LISTS = ("prompt", "messages", "conversations", "completions")  # of dicts, in a single record
+# A JSON object with one of these is a record; one with another list of dicts holds the records.
+IN_RECORDS = {"prompt", "messages", "conversations", "completions", "question", "instruction",
+              "text", "post", "info", "history", "chosen"}
 NUMBERS = ("rating", "helpfulness", "labels", "choice", "better_response_id", "score_0", "score_1")
 
 
@@ -102,7 +105,8 @@ def rows(path):
         yield from ((f"{path}, line {n}", row) for n, row in _csv(path))
         return
     data = content(path).removeprefix(b"\xef\xbb\xbf")
-    if suffix(path) == ".json" and (values := _whole(path, data)) is not None:
+    whole = suffix(path) == ".json" or data.lstrip()[:1] == b"["
+    if whole and (values := _whole(path, data)) is not None:
         yield from ((f"{path}, record {n}", row) for n, row in enumerate(values, 1))
         return
     if not data.rstrip(b" \t\r").endswith((b"}", b"\n")):  # as a session that was killed leaves it
@@ -133,7 +137,7 @@ def _whole(path, data):
     if isinstance(value, dict):
         inside = [name for name, x in value.items()
                   if x and isinstance(x, list) and all(isinstance(row, dict) for row in x)]
-        if len(inside) != 1 or inside[0] in LISTS:
+        if len(inside) != 1 or IN_RECORDS & value.keys():
             return [value]
         print(f"{path}: the records are in its field {inside[0]!r}")
         return value[inside[0]]
@@ -141,27 +145,39 @@ def _whole(path, data):
 
 
 def _csv(path):
-    """The rows of a CSV file as dicts of texts, and of numbers in NUMBERS: yields (line, row)."""
+    """The rows of a CSV file as dicts of texts, and of numbers in NUMBERS: yields (line, row).
+
+    Cells that are empty are left out. Spark and MySQL write \\" for a quote in a text, where others
+    write "": what is no CSV in the ordinary way is read in theirs.
+    """
     table = text(path)
     csv.field_size_limit(LONGEST_LINE)
     delimiter = max(",;\t", key=table.partition("\n")[0].count)
-    # Spark and MySQL write \" for a quote in a text, where others write "".
-    quotes = dict(escapechar="\\", doublequote=False) if '\\"' in table else {}
-    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter, **quotes)
     try:
-        for row in reader:
-            if None in row:
-                raise UserError(f"{path}, line {reader.line_num}: more cells than the first line "
-                                "has names: put texts with commas between quotes")
-            for name in row.keys() & NUMBERS:
-                try:
-                    row[name] = float(row[name])
-                except (ValueError, TypeError):
-                    continue  # as it is: the format's own check names it
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}): mend the line, or "
-                        "write JSON lines") from None
+        lines = _table(table, delimiter=delimiter)
+    except csv.Error:
+        try:
+            lines = _table(table, delimiter=delimiter, escapechar="\\", doublequote=False)
+        except csv.Error as error:
+            raise UserError(f"{path} is not CSV ({error}): mend it, or write JSON lines") from None
+    (_, names), *lines = lines or [(1, [])]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}, line 1: a name stands there twice: rename a column")
+    for line, cells in lines:
+        if len(cells) > len(names):
+            raise UserError(f"{path}, line {line}: more cells than the first line has names: put "
+                            "texts with commas between quotes")
+        row = {name: cell for name, cell in zip(names, cells) if cell}
+        for name in row.keys() & NUMBERS:
+            with contextlib.suppress(ValueError):  # else as it is: the format's own check names it
+                row[name] = float(row[name])
+        yield line, row
+
+
+def _table(text, **dialect):
+    """All rows of a CSV text -> [(line, cells)]; csv.Error for an unclosed quote and the like."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
+    return [(reader.line_num, cells) for cells in reader if cells]
 
 
 def _parquet(path):
@@ -177,5 +193,7 @@ def _parquet(path):
                 if (size := size + batch.nbytes) > most:
                     raise too_large(path, most)
                 yield from batch.to_pylist()
+    except MemoryError:
+        raise too_large(path, most) from None
     except (*BROKEN, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}): check --data") from None

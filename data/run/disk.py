@@ -45,30 +45,36 @@ def write(path, content):
     """
     half = Path(f"{path}.{os.getpid()}.tmp")
     if rank() == 0:
-        try:
-            _put(half, "wb", content, path)
-        except UserError:
-            half.unlink(missing_ok=True)
-            raise
-        os.replace(half, path)
+        with writable(path):
+            try:
+                _put(half, "wb", content)
+                os.replace(half, path)
+            finally:
+                half.unlink(missing_ok=True)
 
 
 def append(path, text):
     """Append lines; they are on disk when this returns. Of several processes the first writes."""
     if rank() == 0:
-        _put(path, "ab", text + "\n", path)
+        with writable(path):
+            _put(path, "ab", text + "\n")
 
 
-def _put(file, mode, content, path):
-    """Put content into a file; the error names `path`, where it belongs."""
+def _put(file, mode, content):
+    with open(file, mode) as stream:
+        if callable(content):
+            content(stream)
+        else:
+            stream.write(content if isinstance(content, bytes) else content.encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def writable(path):
+    """UserError for a file that cannot be written."""
     try:
-        with open(file, mode) as stream:
-            if callable(content):
-                content(stream)
-            else:
-                stream.write(content if isinstance(content, bytes) else content.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield
     except (OSError, RuntimeError) as error:  # torch.save hides the one behind the other
         cause = error if isinstance(error, OSError) else error.__context__ or error
         raise UserError(f"{path} cannot be written ({reason(cause)}): make room or choose another "
