@@ -26,12 +26,14 @@ MAY_CHANGE = ("steps", "log_every", "save_every", "out", "device", "threads", "m
               "compile", "gradient_checkpointing", "mix_runs", "resume")
 
 
-def flag(default, help, least=None, group=""):
+def flag(default, help, least=None, group="", choices=()):
     """A dataclass field that is also a command-line flag.
 
-    Values below `least` are refused. `group` begins a new group of flags in --help.
+    Values below `least` are refused, and others than the choices if there are any. `group` begins a
+    new group of flags in --help.
     """
-    return field(default=default, metadata={"help": help, "least": least, "group": group})
+    return field(default=default, metadata=dict(help=help, least=least, group=group,
+                                                choices=choices))
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Judged(Common):
     """The flags of the stages that judge models at their end, on prompts of the embedded world."""
 
     test_prompts: int = flag(1000, "held-out prompts for the final figures", least=1)
-    split: str = flag("test", "which held-out prompts: test, or valid, to choose settings by")
+    split: str = flag("test", "which held-out prompts: test, or valid, to choose settings by",
+                      choices=("test", "valid"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,10 +128,10 @@ def check(cfg):
             raise UserError(f"--{f.name} must be less than 1e30")
         if None not in (least, value) and value < least:
             raise UserError(f"--{f.name} must be at least {least}")
+        if (choices := f.metadata["choices"]) and value not in choices:
+            raise UserError(f"--{f.name} must be {' or '.join(choices)}")
     for good, sentence in [(cfg.seed < 2 ** 64, "--seed must be less than 2^64"),
-                           (cfg.out.strip(), "--out must name a folder"),
-                           (getattr(cfg, "split", "test") in ("test", "valid"),
-                            "--split must be test or valid"), *cfg.demands()]:
+                           (cfg.out.strip(), "--out must name a folder"), *cfg.demands()]:
         if not good:
             raise UserError(sentence)
 
@@ -175,12 +178,12 @@ def polite():
     except UserError as error:
         _leave(2, error)
     except KeyboardInterrupt as stop:
-        again = ""
-        if system.resumable:  # sys.orig_argv is the command as it was typed, python -m too
-            again = "; continue with: " + shlex.join(
-                [part for part in sys.orig_argv if part != "--resume"] + ["--resume"])
-        _leave(128 + (system.stop_requested or 2),
-               f"{str(stop) or 'stopped'}; what was saved is whole{again}")
+        # sys.orig_argv is the command as it was typed, also with python -m
+        typed = [part for part in sys.orig_argv if part != "--resume"]
+        again = ("the same command with --resume" if "TORCHELASTIC_RUN_ID" in os.environ
+                 else shlex.join([*typed, "--resume"]))
+        _leave(128 + (system.stop_requested or 2), f"{str(stop) or 'stopped'}; what was saved is "
+               "whole" + f"; continue with: {again}" * system.resumable)
     except BrokenPipeError:  # the reader of our output has left, as in `python gpt.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
