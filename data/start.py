@@ -256,10 +256,10 @@ def prompts(cfg, run, policy, tokenizer):
         raise UserError(f"{cfg.data or 'the almanac'}: no prompt leaves room for "
                         f"{cfg.max_new_tokens} tokens in the context of {context}: lower "
                         "--max_new_tokens")
-    last = len(train) % cfg.batch
     if len(train) < cfg.batch:
         run.say(f"{len(train)} prompts are fewer than --batch {cfg.batch}: an iteration has "
                 f"{len(train)} answers")
+    last = len(train) % cfg.batch
     if 0 < last < cfg.minibatches:  # drop a last batch smaller than the number of minibatches
         train = train[:-last] or train
     if cfg.minibatches > len(train):

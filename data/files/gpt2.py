@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch.hub import download_url_to_file, get_dir
 
-from data.run.disk import (BROKEN, claim_no_more_than_they_hold, load, make_folder, read_json,
-                           reason, regular, write)
+from data.run.disk import (claim_no_more_than_they_hold, load, make_folder, read_json, reading,
+                           regular, write)
 from data.run.system import UserError
 from data.tokenizer import SPECIALS, Tokenizer
 
@@ -187,11 +187,9 @@ def byte_letters():
 def read(where):
     """A folder of GPT-2's files, or the name of one on the hub -> dict as disk.read_model gives."""
     folder = Path(where) if Path(where).is_dir() else download(str(where))
-    try:
+    with reading(folder, "download it again"):
         about = read_json(folder / "config.json", remedy="put GPT-2's published files there")
         return assemble(read_weights(folder), about, *read_ranks(folder), folder)
-    except BROKEN as error:
-        raise UserError(f"{folder} cannot be read ({reason(error)}): download it again") from None
 
 
 def read_weights(folder):

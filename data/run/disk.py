@@ -122,6 +122,17 @@ def load(path, device="cpu"):
 
 
 @contextlib.contextmanager
+def reading(path, remedy, blame_memory=True):
+    """UserError for a file that is broken. blame_memory: also where there is too little memory."""
+    try:
+        yield
+    except BROKEN as error:
+        if not blame_memory and isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+            raise
+        raise UserError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
+
+
+@contextlib.contextmanager
 def readable(path, hint="make it again"):
     """UserError for a checkpoint that is missing or that nobody can read."""
     try:
@@ -169,13 +180,11 @@ def claim_no_more_than_they_hold(tensors):
 
 def read_json(path, lines=False, remedy="run its stage again"):
     """The value of a JSON file, or of each of its lines; UserError if it cannot be read."""
-    try:
+    with reading(path, remedy):
         if regular(path).st_size > LARGEST_JSON:
             raise ValueError(f"it is larger than {LARGEST_JSON / 1e6:.0f} MB")
         text = Path(path).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
-    except BROKEN as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
 
 
 def read_results(out):

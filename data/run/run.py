@@ -13,7 +13,6 @@ as one that was never stopped. A second run in the same folder keeps the first o
 log as ckpt.prev.pt and log.prev.jsonl.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -58,17 +57,6 @@ def time_left(seconds, done, total):
     return f"{left // 60}:{left % 60:02d} left"
 
 
-@contextlib.contextmanager
-def reading(path, remedy):
-    """UserError if a file of the progress is broken; no memory is no fault of the file."""
-    try:
-        yield
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        raise
-    except disk.BROKEN as error:
-        raise UserError(f"{path} cannot be read ({disk.reason(error)}): {remedy}") from None
-
-
 class Run:
     """One run of a stage.
 
@@ -98,10 +86,12 @@ class Run:
             system.lock(self.folder)
             for half in [*self.folder.glob("*.tmp"), *self.resume.glob("*.tmp")]:  # left by a kill
                 half.unlink(missing_ok=True)
-            if not cfg.resume:
-                self._begin()
+        resuming = cfg.resume and self._is_unfinished()
+        any_of(False)  # all processes have looked
+        if not rank() and not resuming:
+            self._begin()
         any_of(False)  # the first process has begun
-        self.state = self._read_state() if cfg.resume else {}
+        self.state = self._read_state() if resuming else {}
         self.first = self.state.get("step", 0)
         system.resumable = True
         torch.manual_seed(cfg.seed)
@@ -153,22 +143,22 @@ class Run:
         disk.make_folder(self.resume)
         disk.write(self.resume / "began.json", json.dumps(self.flags, indent=1))
 
+    def _is_unfinished(self):
+        """True if there is a run to resume, False if none has begun; Finished if it is finished."""
+        if (self.resume / "began.json").exists():
+            return True
+        if self.path("results.json").exists():
+            self._check_flags(disk.read_json(self.path("results.json"))["config"])
+            raise system.Finished(f"{self.stage}: nothing to resume in {self.folder}: that run is "
+                                  f"finished; {ANEW}")
+        self.say(f"nothing to resume in {self.folder}: a new run begins")
+        return False
+
     def _read_state(self):
-        """What an interrupted run has saved; UserError if there is none, or of other flags."""
-        if not (self.resume / "began.json").exists():
-            if self.path("results.json").exists():
-                self._check_flags(disk.read_json(self.path("results.json"))["config"])
-                raise system.Finished(f"{self.stage}: nothing to resume in {self.folder}: that run "
-                                      f"is finished; {ANEW}")
-            self.say(f"nothing to resume in {self.folder}: a new run begins")
-            any_of(False)  # all processes have looked
-            if not rank():
-                self._begin()
-            any_of(False)
-            return {}
+        """What an interrupted run has saved; UserError if it is of other flags."""
         self._check_flags(disk.read_json(self.resume / "began.json", remedy=ANEW))
         path = self.resume / "state.pt"
-        with reading(path, REDO):
+        with disk.reading(path, REDO, blame_memory=False):
             state = disk.load(path) if path.exists() else {}
             if state:
                 self._check_flags(state["flags"])
@@ -220,7 +210,7 @@ class Run:
         """
         chunks = [prompts[i:i + CHUNK] for i in range(0, len(prompts), CHUNK)]
         path, head = self.resume / f"{name}.jsonl", json.dumps(made_from)
-        with reading(path, REDO):
+        with disk.reading(path, REDO, blame_memory=False):
             lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
             lines = lines or [head]  # the last one may be cut
             records = [json.loads(line) for line in lines[1:]]
@@ -252,7 +242,7 @@ class Run:
                 prepare(model, self.cfg)
         self.logged_at = time.monotonic()
         if self.state:
-            with reading(self.resume / "state.pt", REDO):
+            with disk.reading(self.resume / "state.pt", REDO, blame_memory=False):
                 self._restore()
                 self.logged_at -= self.state["log_age"]
         else:
@@ -278,7 +268,12 @@ class Run:
             if self.path(name).exists():
                 self.path(name).replace(self.path(name.replace(".", ".prev.")))
         if self.path("ckpt.pt").exists():  # it stays until there is a new one
-            disk.write(self.path("ckpt.prev.pt"), self.path("ckpt.pt").read_bytes())
+            previous = self.path("ckpt.prev.pt")
+            previous.unlink(missing_ok=True)
+            try:
+                previous.hardlink_to(self.path("ckpt.pt"))
+            except OSError:  # a file system without links
+                shutil.copyfile(self.path("ckpt.pt"), previous)
 
     def due(self, step, every):
         """True after every `every` steps, and after the last."""
