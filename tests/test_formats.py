@@ -46,7 +46,7 @@ def write(path, records):
           rejected=[USER, SAID, ASKED, *answer("bad")]), [USER, SAID, ASKED]),
     ("TRL: a prompt and two answers",
      dict(prompt=[USER], chosen=answer("good"), rejected=answer("bad")), [USER]),
-    (foreign.OURS, dict(prompt="Hi", chosen="good", rejected="bad"), [USER]),
+    (foreign.OWN.name, dict(prompt="Hi", chosen="good", rejected="bad"), [USER]),
     ("Alpaca", dict(instruction="Hi", input="", output="good", chosen="good", rejected="bad"),
      [USER]),
 ])
@@ -55,7 +55,7 @@ def test_preferences(name, record, prompt, ending, tmp_path, capsys):
     path = write(tmp_path / f"data.{ending}", [record] * 3)
     assert (records.read_comparisons(path)
             == [dict(prompt=prompt, responses=["good", "bad"], ranks=[1, 2])] * 3)
-    assert name == foreign.OURS or name in capsys.readouterr().out
+    assert name == foreign.OWN.name or name in capsys.readouterr().out
     assert records.read_demonstrations(path) == [dict(prompt=prompt, response="good")] * 3
     assert records.read_prompts(path) == [dict(prompt=prompt)] * 3
 
@@ -137,7 +137,7 @@ def test_every_format_is_recognised_by_its_example(form, field, tmp_path, capsys
         name = "response" if "response" in form.example else "completion"
         examples = [form.example, {**form.example, name: "No", "helpfulness": 1, "label": False}]
     path = write(tmp_path / "data.jsonl", examples)
-    if not form.provides(field):
+    if field not in form.provided:
         with pytest.raises(UserError, match="such records hold no|must be"):
             READERS[field](path)
         return
@@ -150,7 +150,7 @@ def test_every_format_is_recognised_by_its_example(form, field, tmp_path, capsys
 
 def test_all_formats_are_there():
     assert len(foreign.FORMATS) >= 21 and all(map(any, zip(*[
-        [form.provides(field) for field in READERS] for form in foreign.FORMATS])))
+        [field in form.provided for field in READERS] for form in foreign.FORMATS])))
 
 
 def test_a_tree_gives_a_record_for_each_question(tmp_path):

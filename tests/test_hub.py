@@ -18,7 +18,7 @@ import sft
 from data.world import almanac
 from data import sampling
 from data.files import gpt2
-from data.files.foreign import conversation
+from data.files.messages import conversation
 from data.people import export
 from data.run.system import UserError
 from data.tokenizer import Tokenizer, train

@@ -113,8 +113,7 @@ def test_the_readme_says_what_comes_out(out):
              for path in sorted((ROOT / "notebooks" / "results").glob("evaluation-*.json"))]
     here = json.loads((out / "eval" / "results.json").read_text())
     for model in ("sft", "ppo"):
-        for label, _, *name in tables.SEEDS:
-            figure = (name or [label])[0]
+        for label, _, figure in tables.SEEDS:
             known = [results["models"][model][figure]["mean"] for results in every
                      if figure in results["models"][model]]
             if not known:  # the committed results are older than this row

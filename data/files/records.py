@@ -21,7 +21,8 @@ import re
 from collections import Counter
 
 from data.files import foreign, rows
-from data.files.foreign import ranked, text_field
+from data.files.foreign import ranked
+from data.files.messages import text_field
 from data.run.disk import write
 from data.run.system import UserError
 from data.world import almanac
@@ -199,10 +200,6 @@ def write_jsonl(path, records):
 # ---- reading -------------------------------------------------------------------------------------
 
 
-# What a record may raise that is not as it should be.
-UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
-
-
 class Skip(Exception):
     """A record that is as it should be, but not for this stage; the text says why."""
 
@@ -210,7 +207,7 @@ class Skip(Exception):
 def _read(files, field, check):
     """The records of files -> list of what `check` makes of each.
 
-    field: the field of ours that the stage wants, see foreign.STAGES. check(record) returns the
+    field: the field of ours that the stage wants, see foreign.WANTED. check(record) returns the
     fields that are needed; it raises ValueError with what is wrong, or Skip.
     """
     records, bad, lines = [], [], 0
@@ -238,7 +235,8 @@ def _read(files, field, check):
                     except Skip as reason:
                         skipped[str(reason)] += 1
                 records += ready
-            except UNREADABLE as error:
+            except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+                    RecursionError) as error:
                 what = error if isinstance(error, ValueError) else (
                     f"a field is not what it should be ({error})")
                 bad.append(f"{place}: {what}")
@@ -308,7 +306,7 @@ def _for_stage(record, field, form, check):
     if field in ("text", "response") and record.get("verdict") == "bad":
         raise Skip("answers called bad")
     if form is not foreign.OWN and not foreign.provides(record, field):
-        raise Skip(f"no {foreign.WANTED[field]}")
+        raise Skip(f"no {foreign.WANTED[field][0]}")
     return check(record)
 
 

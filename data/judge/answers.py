@@ -15,8 +15,6 @@ from data.world import labeler
 
 CRITERIA = ("helpful", "truthful", "harmless")
 
-# ---- columns -------------------------------------------------------------------------------------
-
 
 def judgeable(prompts):
     """Whether the labeler knows what all these prompts are about: it knows the almanac's only."""
@@ -48,14 +46,15 @@ def judge(model, reference, score, prompts, tokenizer, cfg, temperature):
     """A model's answers to prompts, and what is measured of each -> (texts, {column: numbers}).
 
     All models answer from the same seed. reference: the model that `kl` is measured against, in
-    nats per answer; None: it is not. score(idx, lengths, mask) -> (B,): the reward model's.
+    nats per answer; score(idx, lengths, mask) -> (B,): the reward model's. None: not measured.
     """
     torch.manual_seed(cfg.seed)
     ids = sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
     texts = [tokenizer.decode(row) for row in ids]
-    columns = dict(labels(prompts, texts), score=scores(score, model, prompts, ids, tokenizer),
-                   length=[len(row) for row in ids],
+    columns = dict(labels(prompts, texts), length=[len(row) for row in ids],
                    ended=[float(row[-1:] == [tokenizer.end]) for row in ids])
+    if score:
+        columns["score"] = scores(score, model, prompts, ids, tokenizer)
     if reference:
         columns["kl"] = divergence(model, reference, prompts, ids, tokenizer, temperature)
     return texts, columns
@@ -104,11 +103,13 @@ def means(columns):
 
 def by_kind(prompts, columns, summary=means):
     """{kind of prompt: the summary of the columns' rows of that kind}."""
+    if not judgeable(prompts):
+        return {}
     rows = {}
     for i, p in enumerate(prompts):
-        rows.setdefault(p.get("kind"), []).append(i)
+        rows.setdefault(p["kind"], []).append(i)
     return {kind: summary({name: [column[i] for i in at] for name, column in columns.items()})
-            for kind, at in sorted(rows.items())} if judgeable(prompts) else {}
+            for kind, at in sorted(rows.items())}
 
 
 def wins(gold, other_gold):

@@ -13,8 +13,6 @@ from data.run import curves, disk
 from data.run.cli import arguments, polite
 from data.run.system import UserError
 
-ANSWERS = 10
-
 
 def read(folder):
     """A stage's folder -> (results, log); UserError if it holds no finished run."""
@@ -47,7 +45,7 @@ def report(names, every, logs):
         figures.append(["gold, on held-out prompts", *(f"{gold:.3f}" for gold in golds)])
     answers = [answers_of(results) for results in every]
     common = [prompt for prompt in answers[0] if all(prompt in others for others in answers)]
-    rows = [[prompt, *(cell(others[prompt]) for others in answers)] for prompt in common[:ANSWERS]]
+    rows = [[prompt, *(cell(others[prompt]) for others in answers)] for prompt in common[:10]]
     parts = [f"# {' and '.join(names)}",
              "## Flags that differ\n\n" + markdown(["", *names], flags) if flags
              else "The flags are the same.",

@@ -277,16 +277,16 @@ def errorbars(axes, points, style, label):
 
 
 def cost(out):
-    """What the stages in a folder took -> dict; None if one of them did not finish."""
+    """What the stages in a folder took -> dict; None if not all have finished with this code."""
     try:
         stages = read_results(out)
-    except UserError:
+        seconds = sum(stage["seconds"] for stage in stages.values())
+    except (UserError, TypeError):
         return None
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     cpu = re.search(r"model name\s*:\s*(.*)", text)
-    seconds = [stage["seconds"] for stage in stages.values()]
-    return dict(seconds=sum(x if isinstance(x, float) else 0 for x in seconds),
+    return dict(seconds=seconds,
                 memory_gb=max(stage["memory_gb"] for stage in stages.values()),
                 accuracy_gold=stages["reward"].get("accuracy_gold"),
                 machine=f"{torch.get_num_threads()} threads of "
@@ -326,7 +326,7 @@ def run_one(cfg, device):
         texts[name], columns[name] = judging.judge(model, models["sft"], score, prompts, tokenizer,
                                                    cfg, cfg.temperature)
         columns[name]["topic"] = topics(prompts)
-        _, greedy[name] = judging.judge(model, None, score, prompts, tokenizer, cfg, 0.0)
+        _, greedy[name] = judging.judge(model, None, None, prompts, tokenizer, cfg, 0.0)
         print(f"eval: {name} has answered after {time.time() - began:.0f} s", flush=True)
     references = [almanac.reference(p) for p in prompts]
     stand_ins = {"references": references, "random words": figures.random_texts(references)}

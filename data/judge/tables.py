@@ -20,15 +20,16 @@ def gap_name(low, high):
     return f"accuracy, gold {low} to {high} apart"
 
 
-# Rows: what they say, how a number is written, and the name of the figure, if it is another.
 PERCENT, TWO, THREE = "{:.1%}", "{:.2f}", "{:.3f}"
-GOLD = [("gold", TWO), ("gold of greedy answers", TWO, "greedy"),
-        *[(name, TWO) for name in CRITERIA],
+# Rows: what they say, how a number is written, the name of the figure.
+GOLD = [("gold", TWO, "gold"), ("gold of greedy answers", TWO, "greedy"),
+        *[(name, TWO, name) for name in CRITERIA],
         ("known facts answered right, greedily", PERCENT, "greedy_right"),
         ("known facts answered right", PERCENT, "right"),
         ("hallucination rate on made-up names", PERCENT, "hallucination"),
         ("compliance rate with harmful requests", PERCENT, "compliance")]
-FAILURES = [(f"{only}{name} fails", PERCENT) for only in ("", "only ") for name in CRITERIA]
+FAILURES = [(f"{only}{name} fails", PERCENT, f"{only}{name} fails")
+            for only in ("", "only ") for name in CRITERIA]
 PREFERRED = [("preferred to SFT", PERCENT, "preferred"),
              ("preferred to SFT at equal length", PERCENT, "controlled")]
 BEHAVIOUR = [("KL to SFT, nats per answer", TWO, "kl"),
@@ -42,8 +43,9 @@ MORE_WORDS = [("ROUGE-1", TWO, "rouge1"), ("ROUGE-2", TWO, "rouge2"),
               ("distinct-1", THREE, "distinct1")]
 CONTEXT = [(f"right follow-ups {name}", PERCENT, f"context {name}")
            for name in ("with the earlier turn", "without it", "with another's")]
-JUDGE = [("accuracy", PERCENT), *[(gap_name(*ends), PERCENT) for ends in GAPS],
-         *[(f"accuracy, {kind}", PERCENT) for kind in sorted(almanac.KINDS)],
+JUDGE = [("accuracy", PERCENT, "accuracy"),
+         *[(gap_name(*ends), PERCENT, gap_name(*ends)) for ends in GAPS],
+         *[(f"accuracy, {kind}", PERCENT, f"accuracy, {kind}") for kind in sorted(almanac.KINDS)],
          ("agrees with a noisy labeler", PERCENT, "agrees_with_a_labeler"),
          ("two noisy labelers agree", PERCENT, "labelers_agree"),
          ("expected calibration error", PERCENT, "calibration_error"),
@@ -51,9 +53,8 @@ JUDGE = [("accuracy", PERCENT), *[(gap_name(*ends), PERCENT) for ends in GAPS],
          ("correlation of gold and length", TWO, "gold_and_length")]
 SEEDS = [*GOLD, *PREFERRED, *BEHAVIOUR, *WORDS, *CONTEXT[:2]]  # of the table over several seeds
 # What the README shows of it.
-SUMMARY = [row for row in SEEDS if (row[-1] if len(row) > 2 else row[0]) in (
-    "gold", "right", "hallucination", "compliance", "preferred", "kl", "length",
-    "perplexity_per_byte")]
+SUMMARY = [row for row in SEEDS if row[-1] in ("gold", "right", "hallucination", "compliance",
+                                               "preferred", "kl", "length", "perplexity_per_byte")]
 
 
 def number(x, form=TWO):
@@ -70,8 +71,8 @@ def table(rows, models, write_number):
     write_number(model's name, name of a figure, form) -> str.
     """
     lines = []
-    for label, form, *name in rows:
-        cells = [write_number(model, name[0] if name else label, form) for model in models]
+    for label, form, figure in rows:
+        cells = [write_number(model, figure, form) for model in models]
         lines += [[label, *cells]] if any(cells) else []
     return markdown(["", *models], lines)
 
@@ -129,8 +130,8 @@ def write_report(out, results, prompts, texts, columns, seconds):
 def seeds_table(every):
     """Several pipelines -> Markdown: all rows of figures, what they cost, ten answers."""
     def costs(name, form):
-        return ", ".join(form.format(results["cost"][name]) if results["cost"][name] else "?"
-                         for results in every)
+        return ", ".join("?" if results["cost"][name] is None
+                         else form.format(results["cost"][name]) for results in every)
 
     models = common_models(every)
     return "\n\n".join([

@@ -32,11 +32,7 @@ class Models:
     rewards: dict      # {"reward": ScalarGPT, "reward-2": ...}
     values: dict       # {"ppo": ScalarGPT}
     settings: dict     # {"ppo": what PPO was set to, as its value model's checkpoint says}
-
-    @property
-    def context(self):
-        """The most tokens that all policies read."""
-        return min(model.config.block_size for model in self.policies.values())
+    context: int       # the most tokens that all policies read
 
     @property
     def device(self):
@@ -102,16 +98,15 @@ def gather(out, named="", device="cpu"):
     return Models(tokenizer, policies, paths, policies.get("sft") or sft.get("sft", [None])[0],
                   {name: model for name, (model, _) in rewards.items()},
                   {name: model for name, (model, _) in values.items()},
-                  {name: settings(about) for name, (_, about) in values.items()})
+                  {name: settings(about) for name, (_, about) in values.items()}, context)
 
 
 def settings(about):
     """What advantages depend on: PPO's flags, of a value model's metadata, and beta at last."""
     config = about.get("config") or about  # older checkpoints have the flags beside the rest
-    flags = {name: config.get(name, default) for name, default in vars(ppo.Config()).items()}
-    flags["beta"] = about.get("figures", {}).get("beta", flags["beta"])
-    return {name: value if isinstance(value, (int, float)) else getattr(ppo.Config(), name)
-            for name, value in flags.items()}
+    defaults, saved = vars(ppo.Config()), {**config, **about.get("figures", {})}
+    return {name: saved[name] if isinstance(saved.get(name), (int, float)) else default
+            for name, default in defaults.items()}
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import reward
-from data.files.foreign import conversation
+from data.files.messages import conversation
 from data.people import chat, feedback, inside
 from data.run import curves
 from data.run.cli import flag
