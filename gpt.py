@@ -216,13 +216,13 @@ def token_logprobs(model, idx, temperature=1.0, mask=None):
         logits = action_logits(model, state, temperature)  # (N, V)
         return logits.log_softmax(-1).gather(-1, action[:, None]).squeeze(-1)
 
-    state, action = model.hidden(idx)[:, :-1], idx[:, 1:]
+    action = idx[:, 1:]
     if mask is None:
         mask = action != model.config.pad
-    chosen = in_chunks(chosen_logp, rows_at_once(model.config, 1), state[mask], action[mask])
-    logp = torch.zeros(action.shape, dtype=chosen.dtype, device=idx.device)
-    logp[mask] = chosen
-    return logp
+    marked = mask.nonzero(as_tuple=True)  # here a GPU is waited for once, while it is idle anyhow
+    state = model.hidden(idx)[marked]  # (N, C)
+    chosen = in_chunks(chosen_logp, rows_at_once(model.config, 1), state, action[marked])
+    return torch.zeros_like(mask, dtype=chosen.dtype).index_put(marked, chosen)
 
 
 def rows_at_once(config, tokens):

@@ -15,8 +15,8 @@ batch. In the papers' order:
                               A: advantage, whitened     (Schulman et al. 2017, eqs. 7 and 9)
 
 Four models: policy and reference start as the SFT model, in later rounds the policy as it last was;
-the value model starts as the reward model's trunk, in the papers with its head, here with a new
-one; reference and reward model never change. An answer is one short episode: gamma is 1.
+the value model starts as the reward model; reference and reward model never change. An answer is
+one short episode: gamma is 1.
 
     python ppo.py           needs out/sft/ckpt.pt and out/reward/ckpt.pt; a minute on 2 CPU cores
     python ppo.py --eval    judges all models in --out in many ways, and writes out/report.md
@@ -39,7 +39,7 @@ import torch.nn as nn
 
 import gpt
 from data import optim, sampling, start
-from data.judge import answers as judge
+from data.judge import alarm, answers as judge
 from data.run.cli import Judged, flag, main
 from data.run.run import Run
 
@@ -308,9 +308,9 @@ def describe(batch, prompts, tokenizer, beta):
 
 
 def first_value_model(reward):
-    """The value model before its first step: the reward model's trunk with a head of its own."""
+    """A copy of the reward model (Ouyang et al. 2022, section 3.5)."""
     value = gpt.ScalarGPT(reward.config).to(reward.head.weight.device)
-    value.trunk.load_state_dict(reward.trunk.state_dict())
+    value.load_state_dict(reward.state_dict())
     return value
 
 
@@ -342,10 +342,9 @@ def train(cfg):
         batch.advantages = whiten(advantages, batch.mask)
         # 4. Improve policy and value on this batch.
         stats = update(policy, value, opt, batch, cfg, lr, text)
-        # 5. Log, adapt beta if asked, and save.
+        # 5. Look for what goes wrong, log, adapt beta if asked, and save.
         figures = describe(batch, asked, tokenizer, beta.value)
-        if run.due(step, 5):
-            run.show(judge.example(batch, asked, tokenizer))
+        alarm.watch(run, step, figures, batch, asked, tokenizer)
         run.log(step, {**figures, **stats, "lr": lr, "beta": beta.value},
                 tokens=int(batch.mask.sum()), show=SHOWN)
         beta.update(figures["kl"], len(asked))

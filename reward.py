@@ -249,12 +249,14 @@ def score(model, batch, device):
 
 
 @torch.no_grad()
-def score_all(model, examples, device, size=64):
+def score_all(model, examples, device):
     """Scores (N, K) and ranks (N, K) of all examples, in their order, on the CPU."""
     order = sorted(range(len(examples)), key=lambda i: tokens(examples[i]))
     K = max((len(ranks) for _, _, ranks in examples), default=0)
     scores = torch.zeros(len(examples), K)
     ranks = torch.zeros(len(examples), K, dtype=torch.long)
+    longest = tokens(examples[order[-1]]) if order else 1
+    size = min(64, max(1, 25_000_000 // longest ** 2))  # so that masks (N, T, T) take 25 MB
     for first in range(0, len(order), size):
         rows = order[first:first + size]
         s, r = score(model, [examples[i] for i in rows], device)
@@ -341,10 +343,10 @@ def train(cfg):
         # 2. Sum the gradient over micro-batches, each weighted by its share of the prompts; step.
         for part, share in optim.micro_batches(batch, cfg.micro_batch, ranked_prompts):
             scores, ranks = score(model, part, run.device)
-            right, pairs = accuracy(scores.detach(), quality(ranks))
-            counts = scores.new_tensor([right * pairs, pairs]) * (share > 0)
             loss = ranking_loss(scores, ranks) * share
             loss.backward()
+            right, pairs = accuracy(scores.detach(), quality(ranks))
+            counts = scores.new_tensor([right * pairs, pairs]) * (share > 0)
             sums.add(loss=loss, ordered=counts[0], pairs=counts[1])
         figures = dict(sums.total(), grad_norm=optim.optimizer_step(model, opt, lr))
         # 3. Log, and save the model as PPO expects it.

@@ -43,15 +43,6 @@ class Ensemble(nn.Module):
         self.members, self.caution = nn.ModuleList(members), caution
         self.config = members[0].config
 
-    @property
-    def trunk(self):
-        """The first member's, from which the value model starts."""
-        return self.members[0].trunk
-
-    @property
-    def head(self):
-        return self.members[0].head
-
     def forward(self, idx, at=None, mask=None):
         """idx (B, T) -> (B, T). at, mask: see GPT.hidden."""
         scores = torch.stack([member(idx, at, mask) for member in self.members])  # (M, B, T)
@@ -103,7 +94,11 @@ def train(cfg):
                    for n, path in enumerate(rows.several(paths), start=1)]
         return Ensemble(members, cfg.caution)
 
-    with mock.patch.object(start, "reward_model", reward_models):
+    def first_value_model(ensemble, of=ppo.first_value_model):
+        return of(ensemble.members[0])
+
+    with mock.patch.object(start, "reward_model", reward_models), \
+            mock.patch.object(ppo, "first_value_model", first_value_model):
         return ppo.train(cfg)
 
 

@@ -35,20 +35,35 @@ def micro_batches(batch, size=0, weight=len):
 def by_length(batch, rows, size):
     """Cut some rows of a record of tensors into parts of similar length -> yields (part, share).
 
-    Padding costs as much as tokens do: each part ends with its longest row. size 0: four parts.
-    share: of the rows' response tokens. batch: a dataclass with `lengths` (B,), `mask` (B, T-1),
-    and fields (B,), (B, T) or (B, T-1).
+    Padding costs as much as tokens do: each part ends with its longest row. size 0: as many rows
+    as `rows_per_part` says. share: of the rows' response tokens. batch: a dataclass with `lengths`
+    (B,), `mask` (B, T-1), and fields (B,), (B, T) or (B, T-1).
     """
     for _, part, share in _parts(batch, rows, size):
         yield part, share
 
 
+def rows_per_part(lengths):
+    """For rows of these lengths, ascending: one, two or four parts, whichever costs least.
+
+    Work goes by the padded tokens, and each part more adds a twelfth (LOG: PPO's rows are sorted).
+    """
+    def cost(parts):
+        size = math.ceil(len(lengths) / parts)
+        longest = [lengths[first:first + size][-1] for first in range(0, len(lengths), size)]
+        return (11 + parts) * size * sum(longest)
+
+    return math.ceil(len(lengths) / min((1, 2, 4), key=cost))
+
+
 def _parts(batch, rows, size):
     rows = rows.to(batch.lengths.device)
-    rows = rows[batch.lengths[rows].argsort(stable=True)]
-    size = size or math.ceil(len(rows) / 4)
-    for own, share in micro_batches(rows, size, lambda rows: batch.mask[rows].sum().item()):
-        T, cut = int(batch.lengths[own].max()), {}
+    table = torch.stack([rows, batch.lengths[rows], batch.mask[rows].sum(1)], 1)
+    table = sorted(table.tolist(), key=lambda row: row[1])  # of each row: number, length, actions
+    size = size or rows_per_part([length for _, length, _ in table])
+    for part, share in micro_batches(table, size, lambda part: sum(n for _, _, n in part)):
+        own = torch.tensor([row for row, _, _ in part], device=rows.device)
+        T, cut = part[-1][1], {}
         for field in dataclasses.fields(batch):
             x = getattr(batch, field.name)
             if x is not None and x.dim() == 1:
@@ -112,18 +127,23 @@ def adamw(model, lr, weight_decay=0.0, eps=1e-8):
 
 
 def orthogonal(x):
-    """A matrix (M, N) -> the same singular vectors, with all singular values near 1.
+    """Matrices (..., M, N) -> the same singular vectors, with all singular values near 1.
 
     Five Newton-Schulz steps with the coefficients of Jordan et al. 2024, which bring the values
-    into (.7, 1.2): fast rather than exactly.
+    into (.7, 1.2): fast rather than exactly. Each step multiplies x by a polynomial in x x^T, so
+    the factors are multiplied first, which are of the smaller side.
     """
-    if len(x) > x.shape[1]:
-        return orthogonal(x.T).T
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        square = x @ x.T
-        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
-    return x
+    if x.shape[-2] > x.shape[-1]:
+        return orthogonal(x.mT).mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    square, product = x @ x.mT, None
+    for step in range(5):
+        factor = 2.0315 * (square @ square) - 4.775 * square
+        factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        product = factor if product is None else factor @ product
+        if step < 4:
+            square = factor @ square @ factor
+    return product @ x
 
 
 class Muon(torch.optim.AdamW):
@@ -136,19 +156,24 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, model, lr, weight_decay=0.0):
         super().__init__(groups(model, weight_decay), lr=lr, betas=(.9, .95), fused=True)
-        self.inner = [p for p in model.blocks.parameters() if p.dim() == 2]
+        matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+        shapes = {p.shape for p in matrices}
+        self.inner = [[p for p in matrices if p.shape == shape] for shape in sorted(shapes)]
 
     @torch.no_grad()
     def step(self):
         """One step. All matrices in the blocks need a gradient."""
         lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
-        for p in self.inner:
-            if p not in self.state:  # with `step`, for which AdamW asks when a state is loaded
-                self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
-            momentum = self.state[p]["momentum"].lerp_(p.grad, .05)
-            update = orthogonal(p.grad.lerp(momentum, .95)) * max(p.shape) ** .5
-            p.mul_(1 - lr * decay).sub_(update, alpha=.4 * lr)
-            p.grad = None  # already updated: AdamW must skip it
+        for same_shape in self.inner:
+            ahead = []
+            for p in same_shape:
+                if p not in self.state:  # with `step`, for which AdamW asks when a state is loaded
+                    self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
+                momentum = self.state[p]["momentum"].lerp_(p.grad, .05)
+                ahead.append(p.grad.lerp(momentum, .95))
+            for p, update in zip(same_shape, orthogonal(torch.stack(ahead))):
+                p.mul_(1 - lr * decay).sub_(update, alpha=.4 * lr * max(p.shape) ** .5)
+                p.grad = None  # already updated: AdamW must skip it
         super().step()
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import gpt
 from data import optim
+from data.run.device import once_rounded
 from data.run.processes import all_reduce, any_of
 
 
@@ -25,6 +26,7 @@ class KVCache:
         """lengths (B,): of the prompts; width: of their padded batch; new: tokens to follow."""
         self.lengths, self.width, self.filled = lengths, width, 0
         self.last = config.block_size - 1
+        self.fused = lengths.is_cuda  # on CPUs, sums over keys are faster (LOG: the cache's columns)
         column = torch.arange(width + new, device=lengths.device)[:, None, None]
         padding = (column >= lengths[:, None]) & (column < width)  # (columns, B, 1)
         self.bias = torch.zeros(padding.shape, device=lengths.device)
@@ -59,6 +61,10 @@ class KVCache:
         keys[-T:], values[-T:] = k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)
         if T > 1:  # prompts: their padding stands after all that could see it
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.fused:
+            return F.scaled_dot_product_attention(
+                q, keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3),
+                self.bias[:seen].permute(1, 2, 0)[:, None].to(q.dtype))
         scores = torch.linalg.vecdot(keys, q.squeeze(2)) / math.sqrt(size)  # (seen, B, H)
         weights = (scores + self.bias[:seen]).softmax(0)
         return (weights[..., None] * values).sum(0).unsqueeze(2)
@@ -79,7 +85,7 @@ def stream(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noise
     noise (B * copies, max_new_tokens): see gpt.generate; the tokens of a row do not depend on the
     other rows.
     """
-    config, device = model.config, idx.device
+    config, device, model = model.config, idx.device, once_rounded(model)
     cache = KVCache(config, lengths, idx.shape[1], max_new_tokens)
     prompts = torch.arange(len(idx), device=device)
     hidden = cache.read(model, idx)[prompts, lengths - 1]  # (B, C)
@@ -124,23 +130,31 @@ def generate(model, idx, lengths, max_new_tokens, temperature=1.0, copies=1, noi
 def sample_batch(model, prompts, prompt_lengths, cfg):
     """One answer to each prompt of a training batch -> idx (B, T'), lengths (B,).
 
-    A row's noise follows from its number in the batch. Sampling needs about 1/8 of the memory of
-    training, so 8 times as many rows are sampled at once; of several processes each samples its
-    own.
+    A row's noise follows from its number in the batch. Prompts of similar length are answered
+    together; of several processes each answers its own.
     """
     B, T = prompts.shape
     noise = torch.rand(B, cfg.max_new_tokens, device=prompts.device)
     idx = prompts.new_zeros(B, T + cfg.max_new_tokens)
     lengths = torch.zeros_like(prompt_lengths)
-    rows = torch.arange(B, device=prompts.device)
-    for own, share in optim.micro_batches(rows, 8 * cfg.micro_batch):
-        sampled, ends = generate(model, prompts[own], prompt_lengths[own], cfg.max_new_tokens,
-                                 cfg.temperature, noise=noise[own])
+    rows = prompt_lengths.argsort(stable=True)
+    size = rows_at_once(model.config, T + cfg.max_new_tokens, prompts.device)
+    for own, share in optim.micro_batches(rows, size):
+        width = int(prompt_lengths[own].max())
+        sampled, ends = generate(model, prompts[own, :width], prompt_lengths[own],
+                                 cfg.max_new_tokens, cfg.temperature, noise=noise[own])
         if share:
             idx[own], lengths[own] = model.config.pad, ends
             idx[own, :sampled.shape[1]] = sampled
     all_reduce(idx, lengths)
     return idx[:, :int(lengths.max())], lengths
+
+
+def rows_at_once(config, tokens, device):
+    """How many rows' keys and values fit in 2 GB, on a GPU in a quarter of what is free."""
+    on_gpu = torch.device(device).type == "cuda"
+    room = torch.cuda.mem_get_info(device)[0] // 4 if on_gpu else 2 * 10 ** 9
+    return max(1, room // (8 * config.n_layer * config.n_embd * tokens))
 
 
 def has_end(idx, lengths, end):
@@ -162,13 +176,12 @@ def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, copies=1,
     """
     rendered = [tokenizer.render(p["prompt"]) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
-    responses = [None] * (len(prompts) * copies)
-    config, longest = model.config, max(map(len, rendered), default=0) + max_new_tokens
-    cached = 8 * config.n_layer * config.n_embd * longest  # bytes of a row's keys and values
-    size = max(1, min(batch, 2 * 10 ** 9 // cached) // copies)
+    responses, device = [None] * (len(prompts) * copies), model.wte.weight.device
+    longest = max(map(len, rendered), default=0) + max_new_tokens
+    size = max(1, min(batch, rows_at_once(model.config, longest, device)) // copies)
     for start in range(0, len(order), size):
         chosen = order[start:start + size]
-        idx, before = gpt.pad([rendered[i] for i in chosen], tokenizer.pad, model.wte.weight.device)
+        idx, before = gpt.pad([rendered[i] for i in chosen], tokenizer.pad, device)
         idx, after = generate(model, idx, before, max_new_tokens, temperature, copies)
         for n, (row, end) in enumerate(zip(idx.tolist(), after.tolist())):
             i = chosen[n // copies]

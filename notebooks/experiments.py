@@ -163,7 +163,7 @@ def table(found):
         cells = []
         for x in columns.values():
             around = f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else ""
-            cells.append(f"{statistics.mean(x):.2f}{around}")
+            cells.append(f"{statistics.mean(x):.2f}{around}" if x else "")
         rows.append([row, *cells])
     return markdown(["", *names], rows)
 
@@ -208,6 +208,12 @@ def empty_head(reward_model, first=ppo.first_value_model):
     return value
 
 
+def own_head(reward_model, first=ppo.first_value_model):
+    value = first(reward_model)
+    value.head.load_state_dict(gpt.ScalarGPT(reward_model.config).head.state_dict())
+    return value
+
+
 def random_trunk(reward_model):
     return gpt.ScalarGPT(reward_model.config)
 
@@ -221,6 +227,7 @@ DETAILS = [
     Trial("constant learning rate", SHORT, patch={"data.optim.optimizer_step": constant_rate}),
     Trial("advantages not whitened", SHORT, patch={"ppo.whiten": only_masked}),
     Trial("Adam's epsilon 1e-8", SHORT, patch={"data.optim.adamw": optimizer_of_adam}),
+    Trial("value head starts random", SHORT, patch={"ppo.first_value_model": own_head}),
     Trial("value head starts at zero", SHORT, patch={"ppo.first_value_model": empty_head}),
     Trial("value model starts random", SHORT, patch={"ppo.first_value_model": random_trunk}),
 ]
@@ -280,6 +287,26 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
     return comparisons
 
 
+@torch.no_grad()
+def verdicts(root):
+    """Without any ranking: how many held-out pairs the base model's verdicts order as gold does.
+
+    Its text judges statements, so a verdict is its log p(" Right") - log p(" Wrong") after the last
+    question and the first sentence of an answer.
+    """
+    model, _, _ = gpt.load(root / "gpt" / "ckpt.pt")
+    tokenizer, records = held_out_rankings(root)
+    right, wrong = (tokenizer.encode(word)[0] for word in (" Right", " Wrong"))
+    scores = []
+    for r in records:
+        firsts = [(labeler.sentences(answer) or [""])[0] for answer in r["responses"]]
+        rows = [tokenizer.encode(f"{r['prompt'][-1]['content']} {first}") for first in firsts]
+        idx, lengths = gpt.pad([row[:model.config.block_size] for row in rows], tokenizer.pad)
+        logits = model(idx)[torch.arange(len(rows)), lengths - 1]
+        scores.append(logits[:, right] - logits[:, wrong])
+    return reward.accuracy(torch.stack(scores), judging.golds(records, len(scores[0])))[0]
+
+
 SHORTER = dict(steps=12, test_prompts=250, split="valid")
 SIZES = [375, 750, 1500, 3000, 6000, 12000]
 FEEDBACK = [
@@ -296,8 +323,11 @@ FEEDBACK = [
 
 
 def feedback(roots):
-    found = sweep(FEEDBACK, roots, "feedback",
-                  ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
+    names = ["RM accuracy", "gold", "preferred to SFT", "KL, nats"]
+    none = {"no rankings: the base model's verdicts": dict.fromkeys(names, []) | {
+        "RM accuracy": [verdicts(root) for root in roots]}}
+    found = none | sweep(FEEDBACK, roots, "feedback", names)
+    write(roots, "feedback", found)
     draw(roots, "feedback", "ranked prompts (four answers each)", SIZES,
          {name: [found[f"{n} prompts"][name] for n in SIZES] for name in ("RM accuracy", "gold")})
     return found

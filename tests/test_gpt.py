@@ -104,6 +104,21 @@ def test_law_05_the_cache_writes_the_same_tokens_as_plain_generation(model, temp
     assert torch.equal(fast[:, :plain.shape[1]], plain)
 
 
+def test_law_05_a_gpus_attention_of_cached_keys_writes_the_same_tokens(model, monkeypatch):
+    model.wte.weight.data[model.config.end] += .2
+    idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]], model.config.pad)
+    noise, made = torch.rand(4, 12, dtype=torch.float64), sampling.KVCache.__init__
+    plain = sampling.generate(model, idx, lengths, 12, .7, noise=noise)
+
+    def on_gpu(cache, *args):
+        made(cache, *args)
+        cache.fused = True
+
+    monkeypatch.setattr(sampling.KVCache, "__init__", on_gpu)
+    fused = sampling.generate(model, idx, lengths, 12, .7, noise=noise)
+    assert all(torch.equal(a, b) for a, b in zip(plain, fused))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, .6])
 def test_law_05_cached_sampling_equals_full_forward_passes(model, temperature):
     """Replay every sampled token against a full forward pass: same greedy choice, same random

@@ -119,6 +119,10 @@ def test_headers_are_not_believed(tmp_path):
     torch.save(dict(kind="GPT", config=vars(model.config), tokenizer=tokenizer.to_list(), about={},
                     state=state), tmp_path / "b.pt")
     refused(gpt.load, tmp_path / "b.pt", "claims more numbers than it holds")
+    negated = {name: torch._neg_view(p) for name, p in model.state_dict().items()}
+    torch.save(dict(kind="GPT", config=vars(model.config), tokenizer=tokenizer.to_list(), about={},
+                    state=negated), tmp_path / "b.pt")
+    refused(gpt.load, tmp_path / "b.pt", "changes the signs of its numbers")
     gpt.save(tmp_path / "c.pt", model, tokenizer)
     found = torch.load(tmp_path / "c.pt", weights_only=True)
     for changes in (dict(about=dict(stage=[])), dict(about=[]),

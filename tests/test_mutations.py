@@ -44,8 +44,7 @@ MUTATIONS = {
                                                     'V)\n',
         '    below = action_logits(model, hidden, temperature).softmax(-1)\n    below = (below * '
         '(below >= below.topk(10).values[:, -1:])).cumsum(-1)\n'),
-    "targets are not shifted": ("gpt.py", "state, action = model.hidden(idx)[:, :-1], idx[:, 1:]",
-                                "state, action = model.hidden(idx)[:, :-1], idx[:, :-1]"),
+    "targets are not shifted": ("gpt.py", "    action = idx[:, 1:]\n", "    action = idx[:, :-1]\n"),
     "positions are shifted beside the cache": ('data/sampling.py',
                                                'after = self.lengths[:, None] + self.filled - '
                                                'self.width',
@@ -78,15 +77,14 @@ MUTATIONS = {
                                            "return [(part, 1 / len(parts)) if len(part)"),
     "micro-batches forget the last one": ("data/optim.py", "for i in range(0, most, size)]",
                                           "for i in range(0, max(1, most - size), size)]"),
-    "parts are cut too short": ("data/optim.py", "T, cut = int(batch.lengths[own].max()), {}",
-                                "T, cut = int(batch.lengths[own].min()), {}"),
+    "parts are cut too short": ("data/optim.py", "T, cut = part[-1][1], {}", "T, cut = part[0][1], {}"),
     # optimiser
     "biases and LayerNorms decay": ("data/optim.py", '{"params": others, "weight_decay": 0.0}',
                                     '{"params": others, "weight_decay": weight_decay}'),
-    "the momentum's singular values stay as they are": ("data/optim.py",
-                                                        "update = orthogonal(p.grad.lerp(momentum, "
-                                                        ".95))", "update = p.grad.lerp(momentum, "
-                                                        ".95)"),
+    "the momentum's singular values stay as they are": (
+        "data/optim.py", "orthogonal(torch.stack(ahead))", "torch.stack(ahead)"),
+    "matrices of a shape are scaled as one": (
+        "data/optim.py", "x.norm(dim=(-2, -1), keepdim=True)", "x.norm()"),
     "AdamW moves the matrices that Muon has moved": (
         "data/optim.py", "            p.grad = None  # already updated: AdamW must skip it\n", ""),
     "gradients are not clipped": ("data/optim.py",

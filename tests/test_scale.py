@@ -16,7 +16,7 @@ from data.run import device
 import ppo
 import reward
 import sft
-from data import optim
+from data import optim, sampling
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -222,6 +222,37 @@ def test_bf16_is_of_the_blocks_alone(monkeypatch):
             x.grad = None
     assert all(torch.equal(a, b) for a, b in zip(seen["grads"], grads))
     assert grads[0].dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def test_bf16_samples_from_matrices_that_are_rounded_once(monkeypatch):
+    monkeypatch.setattr(device, "_bf16", True)
+    model, idx = gpt.GPT(gpt.GPTConfig(40, 24, 2, 2, 16)), torch.randint(36, (4, 12))
+    rounded = device.once_rounded(model)
+    with torch.no_grad():
+        assert torch.equal(rounded.hidden(idx), model.hidden(idx))
+    assert rounded.blocks[0].mlp[0].weight.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("lengths, rows", [
+    ([30] * 64, 64), ([10] * 32 + [60] * 32, 32), (list(range(10, 74)), 16), ([5], 1)])
+def test_a_batch_is_cut_into_parts_where_that_saves_padding(lengths, rows):
+    assert optim.rows_per_part(lengths) == rows
+
+
+def test_prompts_of_similar_length_are_answered_together(monkeypatch):
+    """In groups of two rows, cut to the longer prompt: the same answers as all at once."""
+    model = gpt.GPT(gpt.GPTConfig(40, 24, 2, 2, 16)).double()
+    idx, lengths = gpt.pad([[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13] * 9], 39)
+    cfg, widths = ppo.Config(max_new_tokens=8), []
+    torch.manual_seed(0)
+    whole = sampling.sample_batch(model, idx, lengths, cfg)
+    monkeypatch.setattr(sampling, "rows_at_once", lambda *args: 2)
+    monkeypatch.setattr(sampling, "generate", lambda model, idx, *args, of=sampling.generate,
+                        **kwargs: widths.append(idx.shape[1]) or of(model, idx, *args, **kwargs))
+    torch.manual_seed(0)
+    parts = sampling.sample_batch(model, idx, lengths, cfg)
+    assert widths == [2, 6, 9] and all(torch.equal(a, b) for a, b in zip(whole, parts))
 
 
 def test_bf16_is_close_and_keeps_the_first_ratio(whole, tmp_path):

@@ -185,17 +185,16 @@ def report_rankings(run, results, test, before, after):
     run.finish()
 
 
+def texts(batch, tokenizer):
+    """The answers of a Rollout -> list of str."""
+    rows = zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())
+    return [tokenizer.decode(row[written].tolist()) for row, written in rows]
+
+
 def mean_gold(batch, prompts, tokenizer):
     """The labeler's mean gold of a Rollout's answers -> dict; empty if it cannot judge them."""
-    rows = zip(batch.idx[:, 1:].cpu(), batch.mask.cpu())
-    texts = [tokenizer.decode(row[written].tolist()) for row, written in rows]
-    return {"gold": mean(labels(prompts, texts)["gold"])} if judgeable(prompts) else {}
-
-
-def example(batch, prompts, tokenizer):
-    """The first question of a Rollout, its answer and score, in one line."""
-    answer = tokenizer.decode(batch.idx[0, 1:][batch.mask[0]].tolist())
-    return f"{prompts[0]['prompt'][-1]['content']!r} -> {answer!r}, score {batch.score[0]:+.2f}"
+    gold = labels(prompts, texts(batch, tokenizer)).get("gold")
+    return {"gold": mean(gold)} if gold else {}
 
 
 PRINTED = {"gold": "gold", **{name: name for name in CRITERIA}, "right": "known facts right",

@@ -176,6 +176,8 @@ def claim_no_more_than_they_hold(tensors):
     for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{name} claims more numbers than it holds")
+        if tensor.is_neg() or tensor.is_conj():
+            raise ValueError(f"{name} is a view that changes the signs of its numbers")
 
 
 def read_json(path, lines=False, remedy="run its stage again"):

@@ -310,16 +310,6 @@ class Run:
     def _check_figures(self, step, figures):
         """UserError for a number that is not finite; a single such gradient is only skipped, as
         optim.optimizer_step has skipped it."""
-        if figures.get("score_std", 1.0) < 1e-6:  # equal scores differ from their mean by rounding
-            self.say(f"step {step + 1}: all answers have the same score: PPO has nothing to learn "
-                     "from")
-        scale = max(abs(figures.get("score", 0)), figures.get("score_std", 0))
-        if step == self.first and scale > 5:
-            self.say(f"the scores have mean {figures['score']:.3g} and standard deviation "
-                     f"{figures['score_std']:.3g}, where --beta and --clip expect about 0 and 1: "
-                     "scale the head of the reward model, or these flags")
-        if figures.get("empty") == 1:
-            self.say(f"step {step + 1}: all answers are empty: the reward model judged none")
         bad = [name for name in REMEDIES if not math.isfinite(figures.get(name, 0.0))]
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if bad == ["grad_norm"] and self.bad_steps == 1:
