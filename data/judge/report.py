@@ -283,14 +283,18 @@ def cost(out):
         seconds = sum(stage["seconds"] for stage in stages.values())
     except (UserError, TypeError):
         return None
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-    cpu = re.search(r"model name\s*:\s*(.*)", text)
     return dict(seconds=seconds,
                 memory_gb=max(stage["memory_gb"] for stage in stages.values()),
                 accuracy_gold=stages["reward"].get("accuracy_gold"),
-                machine=f"{torch.get_num_threads()} threads of "
-                        f"{cpu[1] if cpu else platform.machine()}")
+                machine=f"{torch.get_num_threads()} threads of {processor()}")
+
+
+def processor():
+    """The name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    name = re.search(r"model name\s*:\s*(.*)", text)
+    return name[1] if name else platform.machine()
 
 
 def run(cfg):
