@@ -7,6 +7,8 @@ Tried at this scale it brought nothing (RESULTS.md, LOG.md), so it is no part of
     most_disputed(...)              which answers to rank next
 """
 
+import data.run.system  # before torch, as in the stages
+
 import math
 import random
 from dataclasses import dataclass

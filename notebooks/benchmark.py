@@ -8,6 +8,8 @@ turns, above 1 where ours is faster. For all rows: pip install trl==0.14.0 trans
 which nothing else needs; later ones of TRL have another PPO trainer, or none.
 """
 
+import data.run.system  # before torch, as in the stages
+
 import argparse
 import json
 import statistics

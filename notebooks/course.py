@@ -17,14 +17,16 @@ import re
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-import torch
-from IPython.core.error import StdinNotImplementedError
-from IPython.display import display
-
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the stages lie a folder higher
+
+import data.run.system  # noqa: E402, F401  before torch: its threads spin only briefly
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from IPython.core.error import StdinNotImplementedError  # noqa: E402
+from IPython.display import display  # noqa: E402
 
 import gpt  # noqa: E402
 import ppo  # noqa: E402

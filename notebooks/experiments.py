@@ -15,6 +15,8 @@ a Markdown table and writes its figures, and its picture if there is one, beside
 in experiments/. Finished runs are kept: a second call continues.
 """
 
+import data.run.system  # before torch, as in the stages
+
 import argparse
 import contextlib
 import functools

@@ -1,6 +1,8 @@
 """Tiny random models, so that every law is checked in a fraction of a second and in float64 where
 it is exact."""
 
+import data.run.system  # noqa: F401  before torch: its threads spin only briefly
+
 import functools
 import subprocess
 import sys
