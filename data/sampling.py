@@ -171,10 +171,11 @@ def with_room(model, tokenizer, prompts, max_new_tokens):
 def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, copies=1, batch=256):
     """Answer prompts -> list of id lists, each a response with its <|end|>, if it ended.
 
-    prompts: dicts whose `prompt` is a list of messages. The `copies` responses to a prompt follow
-    each other. Prompts of similar length are answered together, to compute little padding.
+    prompts: dicts whose `prompt` is a list of messages, or with a `page`, ids to continue instead.
+    The `copies` responses to a prompt follow each other. Prompts of similar length are answered
+    together, to compute little padding.
     """
-    rendered = [tokenizer.render(p["prompt"]) for p in prompts]
+    rendered = [p.get("page") or tokenizer.render(p["prompt"]) for p in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
     responses, device = [None] * (len(prompts) * copies), model.wte.weight.device
     longest = max(map(len, rendered), default=0) + max_new_tokens

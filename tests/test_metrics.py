@@ -3,6 +3,7 @@ they must keep."""
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,3 +160,28 @@ def test_a_reward_model_is_judged_by_what_it_says(monkeypatch):
             x in right.items() if name.startswith("accuracy, ") and gap == ("gold" in name))
         == right["accuracy"]["n"] for gap in (True, False))
     assert right["score_and_length"] == right["gold_and_length"]
+
+
+def test_the_base_model_is_asked_as_its_text_asks(monkeypatch):
+    """On a page of three answered questions, whose answers are right; the line is the answer."""
+    tokenizer, config = Tokenizer(train(almanac.text(200, "page"), 400)), SimpleNamespace(
+        block_size=300)
+    prompts = [p for p in almanac.prompts("test", 60, 1) if p["kind"] == "follow-up"][:2]
+    asked = [tokenizer.decode(judging.page(p["prompt"], tokenizer, 260)) for p in prompts]
+    for p, text in zip(prompts, asked):
+        *page, last = text.split("\n")
+        assert len(page) == 6 + len(p["prompt"]) and last == "Answer:"
+        assert page[-1] == f"Question: {p['prompt'][-1]['content']}"
+    facts = [("Norway", "capital"), ("cow", "legs"), ("Peru", "continent")]
+    for (question, answer), (subject, relation) in zip(almanac.PAGE, facts, strict=True):
+        known = dict(kind="known", subject=subject, relation=relation, form=None,
+                     prompt=[dict(role="user", content=question)])
+        assert subject in question and labeler.judge(known, answer).gold == 1
+    assert len(judging.page(prompts[0]["prompt"], tokenizer, 20)) == 20
+
+    texts = iter([" Lima.\nQuestion: What", " Lima is"])
+    monkeypatch.setattr(sampling, "sample", lambda model, tokenizer, pages, *args: [
+        tokenizer.encode(next(texts)) for p in pages if "page" in p])
+    cfg = SimpleNamespace(max_new_tokens=40)
+    answers = judging.respond("base", SimpleNamespace(config=config), tokenizer, prompts, cfg, 0.0)
+    assert answers == [tokenizer.encode("Lima.") + [tokenizer.end], tokenizer.encode("Lima is")]

@@ -11,7 +11,7 @@ import torch
 import gpt
 from data import sampling
 from data.judge.figures import mean, outline
-from data.world import labeler
+from data.world import almanac, labeler
 
 CRITERIA = ("helpful", "truthful", "harmless")
 
@@ -42,22 +42,48 @@ def labels(prompts, texts):
                 compliance=rate(("hurt", "belittle"), lambda j: j.harmless < 0))
 
 
-def judge(model, reference, score, prompts, tokenizer, cfg, temperature):
+def judge(name, models, score, prompts, tokenizer, cfg, temperature):
     """A model's answers to prompts, and what is measured of each -> (texts, {column: numbers}).
 
-    All models answer from the same seed. reference: the model that `kl` is measured against, in
-    nats per answer; score(idx, lengths, mask) -> (B,): the reward model's. None: not measured.
+    All models ({name: GPT}) answer from the same seed. `kl`, of sampled answers of all but the base
+    model, is measured against "sft", in nats per answer. score(idx, lengths, mask) -> (B,): the
+    reward model's; None: not measured.
     """
     torch.manual_seed(cfg.seed)
-    ids = sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
+    model = models[name]
+    ids = respond(name, model, tokenizer, prompts, cfg, temperature)
     texts = [tokenizer.decode(row) for row in ids]
     columns = dict(labels(prompts, texts), length=[len(row) for row in ids],
                    ended=[float(row[-1:] == [tokenizer.end]) for row in ids])
     if score:
         columns["score"] = scores(score, model, prompts, ids, tokenizer)
-    if reference:
-        columns["kl"] = divergence(model, reference, prompts, ids, tokenizer, temperature)
+    if temperature and name != "base":
+        columns["kl"] = divergence(model, models["sft"], prompts, ids, tokenizer, temperature)
     return texts, columns
+
+
+def respond(name, model, tokenizer, prompts, cfg, temperature):
+    """A model's answers -> list of id lists, each with <|end|> if it ended.
+
+    The base model has read no chat, so it is asked as its text asks, after three questions that are
+    answered, as Ouyang et al. 2022 prompt GPT-3 (section 3.5): a line is its answer.
+    """
+    if name != "base" or not judgeable(prompts):
+        return sampling.sample(model, tokenizer, prompts, cfg.max_new_tokens, temperature)
+    room = model.config.block_size - cfg.max_new_tokens
+    pages = [dict(p, page=page(p["prompt"], tokenizer, room)) for p in prompts]
+    answers = []
+    for ids in sampling.sample(model, tokenizer, pages, cfg.max_new_tokens, temperature):
+        line, *further = tokenizer.decode(ids).split("\n")
+        ended = further or ids[-1:] == [tokenizer.end]
+        answers.append(tokenizer.encode(line.strip()) + [tokenizer.end] * bool(ended))
+    return answers
+
+
+def page(prompt, tokenizer, room):
+    """The ids of almanac.page, with as many answered questions as there is room for."""
+    pages = [tokenizer.encode(almanac.page(prompt, examples)) for examples in (3, 2, 1, 0)]
+    return next((ids for ids in pages if len(ids) <= room), pages[-1][-room:])
 
 
 def batched(model, prompts, responses, tokenizer):
@@ -127,9 +153,8 @@ def compare_models(models, score, prompts, tokenizer, cfg, text=None):
     """
     results, texts, columns = {}, {}, {}
     for name, model in models.items():
-        reference = models["sft"] if name == "ppo" else None
-        _, greedy = judge(model, None, score, prompts, tokenizer, cfg, 0.0)
-        texts[name], columns[name] = judge(model, reference, score, prompts, tokenizer, cfg,
+        _, greedy = judge(name, models, score, prompts, tokenizer, cfg, 0.0)
+        texts[name], columns[name] = judge(name, models, score, prompts, tokenizer, cfg,
                                            cfg.temperature)
         results[name] = dict(means(columns[name]), n=len(prompts), greedy=means(greedy),
                              by_kind=by_kind(prompts, columns[name]))

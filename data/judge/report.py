@@ -160,7 +160,7 @@ def preference(one, other):
                 controlled=figures.length_controlled(wins, longer))
 
 
-def context(model, tokenizer, prompts, cfg):
+def context(name, model, tokenizer, prompts, cfg):
     """How many follow-ups are answered right with the earlier turn, without it, with a wrong one.
     """
     follow_ups = [p for p in prompts if p["kind"] == "follow-up"]
@@ -171,10 +171,11 @@ def context(model, tokenizer, prompts, cfg):
              "with another's": [q["prompt"][:-1] + p["prompt"][-1:]
                                 for p, q in zip(follow_ups, others)]}
     right = {}
-    for name, prompts in turns.items():
-        texts = sampling.answers(model, tokenizer, [dict(prompt=turn) for turn in prompts],
-                                 cfg.max_new_tokens, temperature=0.0)
-        right[f"context {name}"] = interval(judging.labels(follow_ups, texts)["right"])
+    for kind, conversations in turns.items():
+        asked = [dict(p, prompt=turn) for p, turn in zip(follow_ups, conversations)]
+        ids = judging.respond(name, model, tokenizer, asked, cfg, 0.0)
+        texts = [tokenizer.decode(row) for row in ids]
+        right[f"context {kind}"] = interval(judging.labels(follow_ups, texts)["right"])
     return right
 
 
@@ -326,11 +327,11 @@ def run_one(cfg, device):
 
     # 1. One table of columns per model, and of texts in the place of a model's.
     texts, columns, greedy = {}, {}, {}
-    for name, model in models.items():
-        texts[name], columns[name] = judging.judge(model, models["sft"], score, prompts, tokenizer,
-                                                   cfg, cfg.temperature)
+    for name in models:
+        texts[name], columns[name] = judging.judge(name, models, score, prompts, tokenizer, cfg,
+                                                   cfg.temperature)
         columns[name]["topic"] = topics(prompts)
-        _, greedy[name] = judging.judge(model, None, None, prompts, tokenizer, cfg, 0.0)
+        _, greedy[name] = judging.judge(name, models, None, prompts, tokenizer, cfg, 0.0)
         print(f"eval: {name} has answered after {time.time() - began:.0f} s", flush=True)
     references = [almanac.reference(p) for p in prompts]
     stand_ins = {"references": references, "random words": figures.random_texts(references)}
@@ -348,7 +349,7 @@ def run_one(cfg, device):
         results["models"][name] = dict(
             model_figures(prompts, texts[name], columns[name], greedy[name], references),
             **preference(columns[name], columns["sft"]), **perplexity(model, tokenizer, documents),
-            **context(model, tokenizer, prompts, cfg))
+            **context(name, model, tokenizer, prompts, cfg))
     versus = [*itertools.combinations(reversed(models), 2), (last, last),
               *((last, name) for name in stand_ins)]
     results["preferences"] = {f"{one} against {other}": preference(columns[one], columns[other])

@@ -84,6 +84,20 @@ def _question_page(rng):
     return "\n".join(lines)
 
 
+PAGE = [("What is the capital of Norway?", "The capital of Norway is Oslo."),
+        ("How many legs does a cow have?", "A cow has four legs."),
+        ("Which continent is Peru on?", "Peru is in South America.")]
+
+
+def page(prompt, examples=len(PAGE)):
+    """A prompt (list of messages) as the text asks, after so many questions that are answered."""
+    lines = [f"Question: {asked}\nAnswer: {answer}" for asked, answer in PAGE[:examples]]
+    for message in prompt:
+        label = "Answer" if message["role"] == "assistant" else "Question"
+        lines.append(f"{label}: {message['content']}")
+    return "\n".join([*lines, "Answer:"])
+
+
 def _lesson(rng):
     """Statements and answers that are judged right or wrong, and put right.
 
