@@ -19,7 +19,7 @@ class Alarm:
 
 
 def overrated(first, last):
-    """In healthy runs gold gains .6 to .9 of what the score gains."""
+    """In healthy runs gold gains .7 or more of what the score gains."""
     gain = last["score"] - first["score"]
     return "gold" in last and gain > max(.5, 3 * (last["gold"] - first["gold"]))
 

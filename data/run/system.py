@@ -2,7 +2,9 @@
 
 Stage files import this module before torch, for two reasons. Torch takes seconds to load: Ctrl-C in
 that time ends the stage silently. And the threads of its OpenMP spin while they wait, which takes
-the CPU from other programs: a short spin costs a run that is alone nothing.
+the CPU from other programs: a short spin costs a run that is alone nothing (LOG: a laptop in use).
+That is for Linux, where torch has GNU's OpenMP. On macOS and Windows it has LLVM's or Intel's,
+whose threads spin for 200 ms (KMP_BLOCKTIME), and nothing is changed.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from pathlib import Path
 import filelock
 
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+    os.environ["GOMP_SPINCOUNT"] = "2000"
 if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[2]:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a program elsewhere keeps its own signals
 
