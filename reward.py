@@ -240,8 +240,7 @@ def one_row_each(batch, pad_id, device):
 
 
 def score(model, batch, device):
-    """Encoded comparisons -> scores (N, K), ranks (N, K); a prompt with fewer answers has 0 there.
-    """
+    """Encoded comparisons -> scores and ranks, both (N, K), 0 where a prompt has fewer answers."""
     idx, at, mask, last = one_row_each(batch, model.config.pad, device)
     ranks, _ = gpt.pad([ranks for _, _, ranks in batch], 0, device)
     scores = model(idx, at, mask).gather(1, last.clamp(min=0))
@@ -255,7 +254,7 @@ def score_all(model, examples, device):
     K = max((len(ranks) for _, _, ranks in examples), default=0)
     scores = torch.zeros(len(examples), K)
     ranks = torch.zeros(len(examples), K, dtype=torch.long)
-    longest = tokens(examples[order[-1]]) if order else 1
+    longest = max(map(tokens, examples), default=1)
     size = min(64, max(1, 25_000_000 // longest ** 2))  # so that masks (N, T, T) take 25 MB
     for first in range(0, len(order), size):
         rows = order[first:first + size]
@@ -343,10 +342,10 @@ def train(cfg):
         # 2. Sum the gradient over micro-batches, each weighted by its share of the prompts; step.
         for part, share in optim.micro_batches(batch, cfg.micro_batch, ranked_prompts):
             scores, ranks = score(model, part, run.device)
-            loss = ranking_loss(scores, ranks) * share
-            loss.backward()
             right, pairs = accuracy(scores.detach(), quality(ranks))
             counts = scores.new_tensor([right * pairs, pairs]) * (share > 0)
+            loss = ranking_loss(scores, ranks) * share
+            loss.backward()
             sums.add(loss=loss, ordered=counts[0], pairs=counts[1])
         figures = dict(sums.total(), grad_norm=optim.optimizer_step(model, opt, lr))
         # 3. Log, and save the model as PPO expects it.

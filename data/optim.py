@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn as nn
 
+from data.run.device import exact_products
 from data.run.processes import all_reduce, rank, world
 
 # ---- parts of a batch ----------------------------------------------------------------------------
@@ -46,7 +47,8 @@ def by_length(batch, rows, size):
 def rows_per_part(lengths):
     """For rows of these lengths, ascending: one, two or four parts, whichever costs least.
 
-    Work goes by the padded tokens, and each part more adds a twelfth (LOG: PPO's rows are sorted).
+    Work goes by the padded tokens, and each further part adds a twelfth (LOG: parts of a
+    minibatch).
     """
     def cost(parts):
         size = math.ceil(len(lengths) / parts)
@@ -131,19 +133,20 @@ def orthogonal(x):
 
     Five Newton-Schulz steps with the coefficients of Jordan et al. 2024, which bring the values
     into (.7, 1.2): fast rather than exactly. Each step multiplies x by a polynomial in x x^T, so
-    the factors are multiplied first, which are of the smaller side.
+    the factors are multiplied first, which are of the smaller side; this needs exact products.
     """
     if x.shape[-2] > x.shape[-1]:
         return orthogonal(x.mT).mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    square, product = x @ x.mT, None
-    for step in range(5):
-        factor = 2.0315 * (square @ square) - 4.775 * square
-        factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
-        product = factor if product is None else factor @ product
-        if step < 4:
-            square = factor @ square @ factor
-    return product @ x
+    with exact_products():
+        square, product = x @ x.mT, None
+        for step in range(5):
+            factor = 2.0315 * (square @ square) - 4.775 * square
+            factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+            product = factor if product is None else factor @ product
+            if step < 4:
+                square = factor @ square @ factor
+        return product @ x
 
 
 class Muon(torch.optim.AdamW):

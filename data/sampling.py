@@ -26,7 +26,7 @@ class KVCache:
         """lengths (B,): of the prompts; width: of their padded batch; new: tokens to follow."""
         self.lengths, self.width, self.filled = lengths, width, 0
         self.last = config.block_size - 1
-        self.fused = lengths.is_cuda  # on CPUs, sums over keys are faster (LOG: the cache's columns)
+        self.fused = lengths.is_cuda  # CPUs add over keys faster (LOG: the cache's columns)
         column = torch.arange(width + new, device=lengths.device)[:, None, None]
         padding = (column >= lengths[:, None]) & (column < width)  # (columns, B, 1)
         self.bias = torch.zeros(padding.shape, device=lengths.device)
@@ -151,9 +151,9 @@ def sample_batch(model, prompts, prompt_lengths, cfg):
 
 
 def rows_at_once(config, tokens, device):
-    """How many rows' keys and values fit in 2 GB, on a GPU in a quarter of what is free."""
+    """How many rows' keys and values fit in 2 GB, on a GPU in an eighth of its memory."""
     on_gpu = torch.device(device).type == "cuda"
-    room = torch.cuda.mem_get_info(device)[0] // 4 if on_gpu else 2 * 10 ** 9
+    room = torch.cuda.get_device_properties(device).total_memory // 8 if on_gpu else 2 * 10 ** 9
     return max(1, room // (8 * config.n_layer * config.n_embd * tokens))
 
 

@@ -8,6 +8,7 @@ it. What kernels do there is not seen.
 import collections
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,7 +87,8 @@ class Emulation(TorchFunctionMode):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *args: (10 ** 9, 10 ** 9))
+    memory = SimpleNamespace(total_memory=24 * 10 ** 9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     with Emulation() as emulation:
         yield emulation
 
@@ -115,7 +117,7 @@ def test_pretraining_and_sft_wait_for_what_they_log(gpu):
     assert gpu.waits == {"token_logprobs": 3, "optimizer_step": 3}, gpu.waits
 
 
-def test_a_step_of_the_reward_model_waits_after_its_backward(gpu):
+def test_scores_of_ranked_answers_wait_for_nothing(gpu):
     model = gpt.ScalarGPT(CONFIG).to(GPU)
     records = [dict(p, responses=["Yes.", "No, never."], ranks=[1, 2])
                for p in almanac.prompts("train", 4, 1)]

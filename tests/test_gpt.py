@@ -1,6 +1,7 @@
 """The model, sampling, log-probabilities and checkpoints."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -217,6 +218,23 @@ def test_orthogonal_keeps_singular_vectors_and_brings_their_values_near_1():
         core = u.T @ optim.orthogonal(x) @ v.T
         assert (core - torch.diag(core.diag())).abs().max() < 1e-12
         assert s.min() < .5 * s.max() and core.diag().min() > .6 and core.diag().max() < 1.25
+
+
+def test_orthogonal_keeps_small_directions_in_fp32():
+    """A gradient of nearly rank 1: its Gram matrix holds the squares of what is small."""
+    torch.manual_seed(0)
+    x = torch.randn(12, 1) @ torch.randn(1, 48) + .02 * torch.randn(12, 48)
+    exact = optim.orthogonal(x.double())
+    assert (optim.orthogonal(x) - exact).norm() < 2e-3 * exact.norm()
+    seen, product = [], torch.Tensor.__matmul__
+    torch.set_float32_matmul_precision("high")
+    try:
+        with mock.patch.object(torch.Tensor, "__matmul__", lambda a, b: seen.append(
+                torch.get_float32_matmul_precision()) or product(a, b)):
+            optim.orthogonal(x)
+        assert set(seen) == {"highest"} and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine():

@@ -44,7 +44,8 @@ MUTATIONS = {
                                                     'V)\n',
         '    below = action_logits(model, hidden, temperature).softmax(-1)\n    below = (below * '
         '(below >= below.topk(10).values[:, -1:])).cumsum(-1)\n'),
-    "targets are not shifted": ("gpt.py", "    action = idx[:, 1:]\n", "    action = idx[:, :-1]\n"),
+    "targets are not shifted": (
+        "gpt.py", "    action = idx[:, 1:]\n", "    action = idx[:, :-1]\n"),
     "positions are shifted beside the cache": ('data/sampling.py',
                                                'after = self.lengths[:, None] + self.filled - '
                                                'self.width',
@@ -77,7 +78,8 @@ MUTATIONS = {
                                            "return [(part, 1 / len(parts)) if len(part)"),
     "micro-batches forget the last one": ("data/optim.py", "for i in range(0, most, size)]",
                                           "for i in range(0, max(1, most - size), size)]"),
-    "parts are cut too short": ("data/optim.py", "T, cut = part[-1][1], {}", "T, cut = part[0][1], {}"),
+    "parts are cut too short": (
+        "data/optim.py", "T, cut = part[-1][1], {}", "T, cut = part[0][1], {}"),
     # optimiser
     "biases and LayerNorms decay": ("data/optim.py", '{"params": others, "weight_decay": 0.0}',
                                     '{"params": others, "weight_decay": weight_decay}'),

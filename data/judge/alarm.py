@@ -60,9 +60,10 @@ def ringing(history):
 
 
 def last_three(history):
-    """The means of the last three records' numbers."""
-    return {name: sum(record[name] for record in history[-3:]) / 3
-            for name, value in history[-1].items() if not isinstance(value, str)}
+    """The means of the last three records' numbers; what is not finite, a log does not have."""
+    records = [history[0], *history[-3:]]
+    names = set.intersection(*map(set, records)) - {"sample"}
+    return {name: sum(record[name] for record in history[-3:]) / 3 for name in names}
 
 
 def read(batch, prompts, tokenizer):
@@ -81,7 +82,8 @@ def watch(run, step, figures, batch, prompts, tokenizer):
     figures: those of `ppo.describe`; the log has those of the iterations before.
     """
     about_scores(run, step, figures)
-    for alarm, sentence in ringing([*run.history, figures]):
+    logged = run.due(step, run.cfg.log_every)
+    for alarm, sentence in ringing([*run.history, figures]) if logged else ():
         example = max(read(batch, prompts, tokenizer), key=alarm.badness)
         run.say(f"step {step + 1}: {sentence}. For example {shown(example)} "
                 f"(notebooks/7_failures.ipynb, section {alarm.section})")
@@ -100,7 +102,7 @@ def about_scores(run, step, figures):
         run.say(f"step {step + 1}: all answers are empty: the reward model judged none")
     elif std < 1e-6:  # equal scores differ from their mean by rounding
         run.say(f"step {step + 1}: all answers have the same score: PPO has nothing to learn from")
-    elif step == run.first and (max(abs(mean), std) > 5 or std < .2):
+    elif step == 0 and (max(abs(mean), std) > 5 or std < .2):
         run.say(f"the scores have mean {mean:.3g} and standard deviation {std:.3g}, where --beta "
                 "and --clip expect about 0 and 1: scale the head of the reward model, or these "
                 "flags (notebooks/7_failures.ipynb, section 10)")

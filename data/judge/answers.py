@@ -57,7 +57,9 @@ def judge(name, models, score, prompts, tokenizer, cfg, temperature):
                    ended=[float(row[-1:] == [tokenizer.end]) for row in ids])
     if score:
         columns["score"] = scores(score, model, prompts, ids, tokenizer)
-    if temperature and name != "base":
+    if name == "sft":
+        columns["kl"] = [0.0] * len(ids)
+    elif temperature and name != "base":
         columns["kl"] = divergence(model, models["sft"], prompts, ids, tokenizer, temperature)
     return texts, columns
 
@@ -76,7 +78,8 @@ def respond(name, model, tokenizer, prompts, cfg, temperature):
     for ids in sampling.sample(model, tokenizer, pages, cfg.max_new_tokens, temperature):
         line, *further = tokenizer.decode(ids).split("\n")
         ended = further or ids[-1:] == [tokenizer.end]
-        answers.append(tokenizer.encode(line.strip()) + [tokenizer.end] * bool(ended))
+        words = tokenizer.encode(line.strip())[:cfg.max_new_tokens - 1]
+        answers.append(words + [tokenizer.end] * bool(ended))
     return answers
 
 

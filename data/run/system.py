@@ -2,7 +2,7 @@
 
 Stage files import this module before torch, for two reasons. Torch takes seconds to load: Ctrl-C in
 that time ends the stage silently. And the threads of its OpenMP spin while they wait, which takes
-the CPU from other programs: a short spin costs a run that is alone nothing (LOG: a laptop in use).
+the CPU from other programs: a short spin costs a run that is alone little (LOG: a laptop in use).
 That is for Linux, where torch has GNU's OpenMP. On macOS and Windows it has LLVM's or Intel's,
 whose threads spin for 200 ms (KMP_BLOCKTIME), and nothing is changed.
 """
