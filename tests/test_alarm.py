@@ -77,7 +77,7 @@ def rollout():
 def test_it_speaks_once_with_a_bad_answer_that_scores_high(rollout, log_every):
     history = [dict(QUIET, score=.1 * n, gold=0.0) for n in range(24)]
     sentence, = watched(history, *rollout, log_every)
-    assert "and gold from 0.00 to 0.00 only" in sentence and "'It has four legs.'" in sentence
+    assert "but gold went from 0.00 to 0.00" in sentence and "'It has four legs.'" in sentence
     assert "score +1.50 (notebooks/7_failures.ipynb, section 3)" in sentence
 
 

@@ -31,8 +31,8 @@ def stretched(first, last):
 
 
 ALARMS = [
-    Alarm(overrated, "the score has risen from {first[score]:.2f} to {last[score]:.2f}, and gold "
-          "from {first[gold]:.2f} to {last[gold]:.2f} only: the policy finds what the reward model "
+    Alarm(overrated, "the score has risen from {first[score]:.2f} to {last[score]:.2f}, but gold "
+          "went from {first[gold]:.2f} to {last[gold]:.2f}: the policy finds what the reward model "
           "overrates", lambda answer: answer["score"] - 10 * (answer["gold"] >= 0), 3),
     Alarm(stretched, "the score has risen from {first[score]:.2f} to {last[score]:.2f}, and the "
           "length of answers went from {first[length]:.0f} to {last[length]:.0f} tokens: perhaps "
