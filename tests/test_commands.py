@@ -58,7 +58,7 @@ def program_of(argv):
 def runs_here(argv):
     text = " ".join(argv)
     return program_of(argv) in FLAGS and "--help" not in argv and not re.search(
-        r"hh-rlhf|\$s|out/1|DIR|PATH|out/feedback|my-model|--data|torchrun|--init gpt2", text)
+        r"hh-rlhf|\$s|out/\d|DIR|PATH|out/feedback|my-model|--data|torchrun|--init gpt2", text)
 
 
 def test_the_commands_are_seen():
