@@ -138,7 +138,7 @@ def sample_batch(model, prompts, prompt_lengths, cfg):
     idx = prompts.new_zeros(B, T + cfg.max_new_tokens)
     lengths = torch.zeros_like(prompt_lengths)
     rows = prompt_lengths.argsort(stable=True)
-    size = rows_at_once(model.config, T + cfg.max_new_tokens, prompts.device)
+    size = rows_in_cache(model.config, T + cfg.max_new_tokens, prompts.device)
     for own, share in optim.micro_batches(rows, size):
         width = int(prompt_lengths[own].max())
         sampled, ends = generate(model, prompts[own, :width], prompt_lengths[own],
@@ -150,7 +150,7 @@ def sample_batch(model, prompts, prompt_lengths, cfg):
     return idx[:, :int(lengths.max())], lengths
 
 
-def rows_at_once(config, tokens, device):
+def rows_in_cache(config, tokens, device):
     """How many rows' keys and values fit in 2 GB, on a GPU in an eighth of its memory."""
     on_gpu = torch.device(device).type == "cuda"
     room = torch.cuda.get_device_properties(device).total_memory // 8 if on_gpu else 2 * 10 ** 9
@@ -179,7 +179,7 @@ def sample(model, tokenizer, prompts, max_new_tokens, temperature=1.0, copies=1,
     order = sorted(range(len(prompts)), key=lambda i: len(rendered[i]))
     responses, device = [None] * (len(prompts) * copies), model.wte.weight.device
     longest = max(map(len, rendered), default=0) + max_new_tokens
-    size = max(1, min(batch, rows_at_once(model.config, longest, device)) // copies)
+    size = max(1, min(batch, rows_in_cache(model.config, longest, device)) // copies)
     for start in range(0, len(order), size):
         chosen = order[start:start + size]
         idx, before = gpt.pad([rendered[i] for i in chosen], tokenizer.pad, device)

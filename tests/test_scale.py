@@ -247,7 +247,7 @@ def test_prompts_of_similar_length_are_answered_together(monkeypatch):
     cfg, widths = ppo.Config(max_new_tokens=8), []
     torch.manual_seed(0)
     whole = sampling.sample_batch(model, idx, lengths, cfg)
-    monkeypatch.setattr(sampling, "rows_at_once", lambda *args: 2)
+    monkeypatch.setattr(sampling, "rows_in_cache", lambda *args: 2)
     monkeypatch.setattr(sampling, "generate", lambda model, idx, *args, of=sampling.generate,
                         **kwargs: widths.append(idx.shape[1]) or of(model, idx, *args, **kwargs))
     torch.manual_seed(0)

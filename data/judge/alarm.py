@@ -82,13 +82,14 @@ def watch(run, step, figures, batch, prompts, tokenizer):
     figures: those of `ppo.describe`; the log has those of the iterations before.
     """
     about_scores(run, step, figures)
-    logged = run.due(step, run.cfg.log_every)
-    for alarm, sentence in ringing([*run.history, figures]) if logged else ():
-        example = max(read(batch, prompts, tokenizer), key=alarm.badness)
-        run.say(f"step {step + 1}: {sentence}. For example {shown(example)} "
-                f"(notebooks/7_failures.ipynb, section {alarm.section})")
-    if run.due(step, 5):
-        run.show(shown(read(batch, prompts, tokenizer)[0]))
+    logged, shows = run.due(step, run.cfg.log_every), run.due(step, 5)
+    rung = ringing([*run.history, figures]) if logged else []
+    answers = read(batch, prompts, tokenizer) if rung or shows else []
+    for alarm, sentence in rung:
+        run.say(f"step {step + 1}: {sentence}. For example {shown(max(answers, key=alarm.badness))}"
+                f" (notebooks/7_failures.ipynb, section {alarm.section})")
+    if shows:
+        run.show(shown(answers[0]))
 
 
 def shown(answer):

@@ -85,8 +85,11 @@ def respond(name, model, tokenizer, prompts, cfg, temperature):
 
 def page(prompt, tokenizer, room):
     """The ids of almanac.page, with as many answered questions as there is room for."""
-    pages = [tokenizer.encode(almanac.page(prompt, examples)) for examples in (3, 2, 1, 0)]
-    return next((ids for ids in pages if len(ids) <= room), pages[-1][-room:])
+    for examples in range(len(almanac.PAGE), -1, -1):
+        ids = tokenizer.encode(almanac.page(prompt, examples))
+        if len(ids) <= room:
+            break
+    return ids[-room:]
 
 
 def batched(model, prompts, responses, tokenizer):
