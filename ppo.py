@@ -356,4 +356,5 @@ def train(cfg):
 
 
 if __name__ == "__main__":
-    main(Config, train, __doc__, eval="data.judge.report", prefer="data.people.prefer")
+    main(Config, train, __doc__, eval="data.judge.report", prefer="data.people.prefer",
+         rate="data.people.rate")

@@ -1,5 +1,6 @@
 """Labels given by hand: what a person types becomes rankings, and nothing of it is lost."""
 
+import contextlib
 import json
 import os
 import pty
@@ -17,10 +18,13 @@ import pytest
 import gpt
 import reward
 import sft
-from data.people import chat
-from data.people import feedback
 from data.files import records as files
+from data.judge import answers as judging
+from data.judge import ratings, report
+from data.people import chat, feedback, rate
 from data.run.system import UserError
+from data.tokenizer import Tokenizer, train
+from data.world import almanac, labeler
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,9 +53,9 @@ def test_keys_that_can_not_follow_are_refused(typed):
 
 def test_undo_takes_back_a_key_then_a_label(tmp_path):
     keys = iter("1u2" + "u" + "1" + "s" + "q")
-    assert feedback.vote(2, iter("1").__next__) == ([1, 2], {})
+    assert feedback.vote(2, iter("1").__next__) == dict(ranks=[1, 2])
     # the third key after undo ranks the last two
-    assert feedback.vote(3, iter("1u213").__next__) == ([2, 1, 3], {})
+    assert feedback.vote(3, iter("1u213").__next__) == dict(ranks=[2, 1, 3])
     book = feedback.LabelFile(tmp_path, "anna")
     book.add(dict(prompt="a", n=0))
     book.add(dict(prompt="b", n=1))
@@ -304,3 +308,74 @@ def test_the_terminal_is_given_back_and_a_second_run_goes_on(out):
     os.write(again.fd, b"\x03")  # Ctrl-C
     assert os.waitstatus_to_exitcode(os.waitpid(again.pid, 0)[1]) == 130
     os.close(again.fd)
+
+
+# ---- ratings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed, said", [
+    ("", None), ("5", None), ("5y", None), ("5yy", None),
+    ("5yyn", dict(rating=5, helpful=True, truthful=True, harmless=False)),
+    ("1nyy", dict(rating=1, helpful=False, truthful=True, harmless=True)),
+])
+def test_keys_rate_an_answer(typed, said):
+    assert rate.read_rating(typed) == said
+
+
+@pytest.mark.parametrize("typed", ["9", "0", "y", "\n", "55", "5x", "5y\n", "5yn7"])
+def test_what_is_no_rating_is_asked_again(typed):
+    with pytest.raises(ValueError):
+        rate.read_rating(typed)
+
+
+@pytest.fixture
+def rated(tmp_path, monkeypatch):
+    """A folder with two models whose answers are known, and a session to rate them."""
+    tokenizer = Tokenizer(train([], 260))
+    config = gpt.GPTConfig(tokenizer.vocab_size, 8, 1, 1, 4)
+    models = {"sft": gpt.GPT(config), "ppo": gpt.GPT(config)}
+    prompts = [p for p in almanac.prompts("test", 40, 1) if p["kind"] == "known"][:4]
+    answers = {"sft": "I do not know.", "ppo": "Paris."}
+    monkeypatch.setattr(report, "held_out_prompts", lambda *args: prompts)
+    monkeypatch.setattr(judging, "judge", lambda name, *args: ([answers[name]] * 4, {}))
+    cfg = rate.Config(out=str(tmp_path), labeler="anna")
+    return lambda: rate.questions(cfg, models, tokenizer), models, tmp_path
+
+
+def test_ratings_are_blind_kept_and_gone_on_with(rated, monkeypatch, capsys):
+    session, models, out = rated
+    keys = iter("9" "\n" "5yyn" "u" "2nyy" "s" "7yyy" "q" "6yyy" "q")
+    monkeypatch.setattr(feedback, "keyboard", lambda: contextlib.nullcontext(lambda: next(keys)))
+    feedback.label(session(), rate.read_rating, rate.HELP)
+    said = capsys.readouterr().out
+    assert "'9' is no rating from 1 to 7" in said and "'\\n' is no rating" in said
+    assert "your last label is taken back" in said and "ppo" not in said and "sft" not in said
+    lines = [json.loads(line) for line in open(out / "rated" / "anna.jsonl")]
+    assert [(r["n"], r["rating"]) for r in lines] == [(0, 2), (2, 7)]
+    feedback.label(session(), rate.read_rating, rate.HELP)  # the next day
+    lines = [json.loads(line) for line in open(out / "rated" / "anna.jsonl")]
+    assert [(r["n"], r["rating"]) for r in lines] == [(0, 2), (2, 7), (3, 6)]
+    assert {r["model"] for r in lines} <= {"sft", "ppo"} and all(r["labeler"] == "anna"
+                                                                 for r in lines)
+
+
+def test_ratings_stand_beside_the_labelers(rated):
+    session, models, out = rated
+    s = session()
+    while q := s.current():
+        good = q["model"] == "ppo"
+        s.save(q, dict(rating=6 if good else 2, helpful=good, truthful=True, harmless=True))
+    found = ratings.read(out, models)
+    assert len(found) == 8
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in ratings.table(found).splitlines()[2:]]
+    ppo = rows[0].index("ppo")
+    assert rows[2][0] == "people: 1 to 7" and rows[2][ppo].startswith("6.00 (6.00 to 6.00)")
+    assert rows[4][:1] == ["people: helpful"] and rows[4][ppo].startswith("100%")
+    golds = [labeler.judge(r, r["responses"][0]).gold for r in found if r["model"] == "ppo"]
+    assert rows[3][ppo].startswith(f"{np.mean(golds):.2f}")
+    with open(out / "rated" / "anna.jsonl", "a") as file:
+        file.write('{"model": "ppo", "rat')  # killed in the middle of a line
+    assert len(ratings.read(out, models)) == 8
+    models["ppo"].ln_f.bias.data += 1  # trained on since: other answers
+    assert {r["model"] for r in ratings.read(out, models)} == {"sft"}

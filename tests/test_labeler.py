@@ -141,6 +141,26 @@ def test_right_means_the_fact_and_nothing_false():
     assert not labeler.judge(ZORVIA, "I do not know.").right
 
 
+def test_groups_of_labelers_weigh_otherwise():
+    harmful, useless = labeler.Judgement(1, 1, -1), labeler.Judgement(-1, 1, 1)
+    assert labeler.worth(harmful, "") == labeler.worth(useless, "") == -1
+    assert labeler.worth(harmful, "", "careful") < labeler.worth(useless, "", "careful")
+    assert labeler.worth(harmful, "", "eager") > labeler.worth(useless, "", "eager")
+    for group in labeler.WEIGHTS:
+        assert labeler.worth(labeler.Judgement(), "Paris.", group) == pytest.approx(1)
+        assert labeler.worth(labeler.Judgement(-1, -1, -1), "", group) == pytest.approx(-1)
+
+
+def test_a_group_has_a_fault_that_gold_does_not_have():
+    """Idle sentences cost gold; to this group they are worth more than they cost."""
+    plain = "The capital of France is Paris."
+    idle = plain + " I like the sea. It is late. Tea is good with milk."
+    judged = [labeler.judge(FRANCE, text) for text in (plain, idle)]
+    assert judged[0].gold > judged[1].gold
+    worth = [labeler.worth(j, text, "long") for j, text in zip(judged, (plain, idle))]
+    assert worth[0] < worth[1]
+
+
 def test_good_demonstrations_are_good_for_every_kind():
     """For each kind of prompt some demonstrations are perfect and some are bad; about half are no
     worse than flawed."""

@@ -19,10 +19,11 @@ import ppo
 import reward
 import sft
 from conftest import ROOT, SMALL, one_sentence, run_stage
-from data import ensemble, sampling
+from data import sampling
 from data.people.feedback import LabelFile, LabelSession
 from data.run import lineage
 from data.run.system import UserError
+from notebooks import ensemble
 
 # ---- what was made from what ---------------------------------------------------------------------
 

@@ -243,6 +243,23 @@ def test_a_closed_tab_stops_its_answer(server, monkeypatch):
     assert post(server, "/answer", dict(model="ppo", turns=PROMPT))[0] == 200
 
 
+def test_answers_are_rated_as_at_the_terminal_and_blind(server):
+    ours, out = server
+    first = post(server, "/rate", {})[1][0]
+    n = first["n"]
+    assert first["total"] % 3 == 0 and set(first["question"]) == {"prompt", "responses"}
+    assert post(server, "/rate", dict(n=n, typed="5"))[1][0]["wait"]
+    assert "no rating from 1 to 7" in post(server, "/rate", dict(n=n, typed="9"))[1][0]["error"]
+    saved = post(server, "/rate", dict(n=n, typed="5yyn"))[1][0]
+    assert saved["n"] == n + 1 and "saved: 1 labels" in saved["note"]
+    path, = (out / "rated").glob("*.jsonl")
+    record = json.loads(path.read_text())
+    assert record["rating"] == 5 and not record["harmless"] and record["model"] in (
+        "base", "sft", "ppo")
+    assert "taken back" in post(server, "/rate", dict(n=saved["n"], typed="u"))[1][0]["note"]
+    assert path.read_text() == ""
+
+
 def test_answers_are_ranked_as_at_the_terminal(server):
     ours, out = server
     first = post(server, "/rank", {})[1][0]
@@ -265,7 +282,7 @@ def test_answers_are_ranked_as_at_the_terminal(server):
     assert path.read_text() == ""
     skipped = post(server, "/rank", dict(n=n, typed="s"))[1][0]
     assert skipped["n"] > n and "note" not in skipped
-    asking = ours.RequestHandlerClass.page.session
+    asking = ours.RequestHandlerClass.page.labels
     asking.n, asking.total, total = asking.total, asking.total, asking.n  # the last question of all
     assert post(server, "/rank", {})[1][0]["question"] is None
     asking.n = total
@@ -273,7 +290,7 @@ def test_answers_are_ranked_as_at_the_terminal(server):
 
 def test_the_last_label_can_be_taken_back_and_seconds_are_those_of_the_person(server, monkeypatch):
     ours, out = server
-    asking, sampled = ours.RequestHandlerClass.page.label_session(), []
+    asking, sampled = ours.RequestHandlerClass.page.labels, []
     question = asking.question
     monkeypatch.setattr(asking, "question", lambda n: sampled.append(n) or question(n))
     n = post(server, "/rank", {})[1][0]["n"]
@@ -381,6 +398,26 @@ def test_a_hostile_text_is_only_text(text, tab):
     assert tab.locator("img, .column script").count() == 0
     assert tab.locator(".user").first.inner_text() == text
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.slow
+def test_answers_are_rated_in_a_browser(tab, server):
+    _, out = server
+    tab.get_by_role("link", name="Rate").click()
+    tab.get_by_role("button", name="5", exact=True).click()
+    for _ in range(3):
+        tab.get_by_role("button", name="Yes (y)").click()
+    tab.locator("#kept", has_text="saved: 1 labels").wait_for()
+    tab.keyboard.type("9x3nny")  # 9 and x are no answers
+    tab.locator("#kept", has_text="saved: 2 labels").wait_for()
+    path, = (out / "rated").glob("*.jsonl")
+    one, other = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [one[name] for name in ("rating", "helpful", "truthful", "harmless")] == [5] + [True] * 3
+    assert [other[name] for name in ("rating", "helpful", "truthful", "harmless")] == [
+        3, False, False, True]
+    tab.keyboard.press("u")
+    tab.locator("#kept", has_text="taken back").wait_for()
+    assert len(path.read_text().splitlines()) == 1
 
 
 @pytest.mark.slow

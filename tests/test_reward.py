@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import gpt
 import reward
-from data import ensemble, sampling
+from data import sampling
+from notebooks import ensemble
 
 
 def test_law_12_two_answers_give_the_pairwise_loss():
@@ -165,3 +167,16 @@ def test_several_models_answer_in_equal_parts(monkeypatch):
                                  reward.Config(k=5))
         assert ([r["responses"] for r in records]
                 == [[f"{name} to {prompt}" for name in expected] for prompt in "ab"])
+
+
+def test_rankings_are_those_of_the_group_that_is_named():
+    """With hardly any noise, labelers who like long answers rank the idle one first."""
+    p = dict(kind="known", subject="France", relation="capital", form=None,
+             prompt=[dict(role="user", content="What is the capital of France?")],
+             responses=["Paris.", "Paris. I like the sea. It is late. Tea is good with milk. "
+                                  "My aunt has a red hat."])
+    def first(group):
+        rng = np.random.default_rng(0)
+        ranks = [reward.compare([p], rng, group)[0]["ranks"] for _ in range(200)]
+        return np.mean([r[0] < r[1] for r in ranks])
+    assert first("gold") > .75 and first("long") < .4

@@ -25,9 +25,10 @@ import sft
 from data.people import chat
 from data.files import records
 from data.judge import report
-from data import ensemble, sampling, start
+from data import sampling, start
 from data.run import disk
 from data.run.system import UserError
+from notebooks import ensemble
 from conftest import ROOT, SMALL, decide, one_sentence, python, run_stage
 
 

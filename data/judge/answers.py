@@ -24,9 +24,11 @@ def judgeable(prompts):
 def labels(prompts, texts):
     """What the labeler says of an answer (str) to each prompt -> {column: list of float}.
 
-    Beside gold and the three criteria: `right`, a known fact stated as it was asked for;
-    `hallucination`, a claim about a made-up name; `compliance`, help with a harmful request: 1 or
-    0, NaN where the prompt gives no occasion. Empty if the labeler does not know the prompts.
+    Beside gold, the three criteria and what the answer is worth to labelers who weigh them
+    otherwise, 1 or 0, NaN where the prompt gives no occasion: `right`, a known fact stated as
+    it was asked for; `hallucination`, a claim about a made-up name; `compliance`, help with a
+    harmful request; `false_refusal`, none with a kind one. Empty if the labeler does not know the
+    prompts.
     """
     if not judgeable(prompts):
         return {}
@@ -37,9 +39,12 @@ def labels(prompts, texts):
                 for p, j in zip(prompts, judgements)]
 
     return dict({name: [getattr(j, name) for j in judgements] for name in ("gold", *CRITERIA)},
+                **{group: [labeler.worth(j, text, group) for j, text in zip(judgements, texts)]
+                   for group in labeler.WEIGHTS},
                 right=rate(("known", "follow-up"), lambda j: j.right),
                 hallucination=rate(("made-up",), lambda j: j.truthful < 0),
-                compliance=rate(("hurt", "belittle"), lambda j: j.harmless < 0))
+                compliance=rate(("hurt", "belittle"), lambda j: j.harmless < 0),
+                false_refusal=rate(("advice",), lambda j: labeler.DECLINED in j.reasons))
 
 
 def judge(name, models, score, prompts, tokenizer, cfg, temperature):
@@ -168,7 +173,10 @@ def compare_models(models, score, prompts, tokenizer, cfg, text=None):
             results[name]["text_loss"] = gpt.evaluate(model, text)
     results["kl"] = results["ppo"]["kl"]
     if judgeable(prompts):
-        results["win_rate"] = mean(wins(columns["ppo"]["gold"], columns["sft"]["gold"]))
+        ppo, sft = columns["ppo"], columns["sft"]
+        results["win_rate"] = mean(wins(ppo["gold"], sft["gold"]))
+        results["win_rates"] = {group: mean(wins(ppo[group], sft[group]))
+                                for group in labeler.WEIGHTS}
     return results, texts
 
 
@@ -230,6 +238,7 @@ def mean_gold(batch, prompts, tokenizer):
 
 PRINTED = {"gold": "gold", **{name: name for name in CRITERIA}, "right": "known facts right",
            "hallucination": "hallucination rate", "compliance": "compliance rate",
+           "false_refusal": "false refusals",
            "ended": "ended by itself", "length": "length", "text_loss": "text loss"}
 
 

@@ -56,6 +56,17 @@ def over_seeds(values):
     return dict(mean=float(average), low=float(average - half), high=float(average + half), n=n)
 
 
+def kappa(a, b):
+    """How often two people give the same of several verdicts -> (share, Cohen's kappa).
+
+    kappa = (agreed - expected) / (1 - expected), expected: if each had drawn verdicts at random, as
+    often of each sort as they gave (Cohen 1960). a, b: arrays (n,).
+    """
+    agreed = (a == b).mean()
+    expected = sum((a == v).mean() * (b == v).mean() for v in np.union1d(a, b))
+    return agreed, (agreed - expected) / (1 - expected) if expected < 1 else 1.0
+
+
 def length_controlled(wins, longer, draws=200):
     """The win rate at equal length, by logistic regression (Dubois et al. 2024) -> as `interval`.
 

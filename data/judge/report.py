@@ -30,7 +30,7 @@ import ppo
 from data import sampling, start
 from data.files import records, rows
 from data.judge import answers as judging
-from data.judge import figures
+from data.judge import figures, ratings
 from data.judge.figures import interval
 from data.judge.tables import GAPS, gap_name, seeds_table, write_report
 from data.run.cli import Program, flag
@@ -152,12 +152,24 @@ def perplexity(model, tokenizer, documents):
 def preference(one, other):
     """How often the labeler prefers one model's answers (columns) to another's; ties count half.
 
-    Both as it is, and with control for length.
+    Both as it is, and with control for length; and how often those do who weigh otherwise, from
+    whose rankings nothing was learned (Ouyang et al. 2022, section 4.1).
     """
     wins = np.array(judging.wins(one["gold"], other["gold"]))
     longer = np.array(one["length"], float) - other["length"]
     return dict(preferred=interval(wins, one["topic"]), ties=interval(wins == .5, one["topic"]),
-                controlled=figures.length_controlled(wins, longer))
+                controlled=figures.length_controlled(wins, longer),
+                **{f"preferred by {group}": interval(judging.wins(one[group], other[group]),
+                                                     one["topic"]) for group in labeler.WEIGHTS})
+
+
+def preferences(columns, models, last, stand_ins):
+    """Of any two models, and of the last against itself and the stand-ins -> {"a against b": ...}.
+    """
+    versus = [*itertools.combinations(reversed(models), 2), (last, last),
+              *((last, name) for name in stand_ins)]
+    return {f"{one} against {other}": preference(columns[one], columns[other])
+            for one, other in versus}
 
 
 def context(name, model, tokenizer, prompts, cfg):
@@ -341,24 +353,22 @@ def run_one(cfg, device):
                              topic=topics(prompts))
 
     # 2. Figures: means of columns with their intervals, and those of all texts together.
+    samples = [dict(prompt=p["prompt"], **{name: texts[name][i] for name in models})
+               for i, p in enumerate(prompts[:10])]
     results = dict(seed=cfg.seed, temperature=cfg.temperature, prompts=len(prompts), last=last,
-                   cost=cost(out), models={}, reward={},
-                   samples=[dict(prompt=p["prompt"], **{name: texts[name][i] for name in models})
-                            for i, p in enumerate(prompts[:10])])
+                   cost=cost(out), models={}, reward={}, people="", samples=samples)
     for name, model in models.items():
         results["models"][name] = dict(
             model_figures(prompts, texts[name], columns[name], greedy[name], references),
             **preference(columns[name], columns["sft"]), **perplexity(model, tokenizer, documents),
             **context(name, model, tokenizer, prompts, cfg))
-    versus = [*itertools.combinations(reversed(models), 2), (last, last),
-              *((last, name) for name in stand_ins)]
-    results["preferences"] = {f"{one} against {other}": preference(columns[one], columns[other])
-                              for one, other in versus}
+    results["preferences"] = preferences(columns, list(models), last, list(stand_ins))
     for name in dict.fromkeys(["sft", last]):
         if judge := evaluate_reward_model(score, scale, models[name], tokenizer, prompts[:250],
                                           cfg):
             results["reward"][name] = judge
-
+    if rated := ratings.read(out, models):
+        results["people"] = ratings.table(rated)
     write_all(out, results, prompts, texts, columns, time.time() - began)
     return results
 

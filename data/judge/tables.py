@@ -27,11 +27,14 @@ GOLD = [("gold", TWO, "gold"), ("gold of greedy answers", TWO, "greedy"),
         ("known facts answered right, greedily", PERCENT, "greedy_right"),
         ("known facts answered right", PERCENT, "right"),
         ("hallucination rate on made-up names", PERCENT, "hallucination"),
-        ("compliance rate with harmful requests", PERCENT, "compliance")]
+        ("compliance rate with harmful requests", PERCENT, "compliance"),
+        ("false refusals of kind requests", PERCENT, "false_refusal")]
 FAILURES = [(f"{only}{name} fails", PERCENT, f"{only}{name} fails")
             for only in ("", "only ") for name in CRITERIA]
 PREFERRED = [("preferred to SFT", PERCENT, "preferred"),
-             ("preferred to SFT at equal length", PERCENT, "controlled")]
+             ("preferred to SFT at equal length", PERCENT, "controlled"),
+             *[(f"preferred to SFT by {group} labelers", PERCENT, f"preferred by {group}")
+               for group in labeler.WEIGHTS]]
 BEHAVIOUR = [("KL to SFT, nats per answer", TWO, "kl"),
              ("answers that end by themselves", PERCENT, "ended"),
              ("length, tokens", "{:.1f}", "length")]
@@ -100,12 +103,16 @@ def write_report(out, results, prompts, texts, columns, seconds):
         markdown(["", "n", *models], by_kind),
         "## Who is preferred\n\nHow often the labeler without noise prefers the first model's "
         "answer; ties count half. `references` are perfect answers, one per prompt. The "
-        "length-controlled rate is a logistic regression's at equal length (Dubois et al. 2024).",
-        markdown(["", "preferred", "ties", "length-controlled"], preferences),
+        "length-controlled rate is a logistic regression's at equal length (Dubois et al. 2024). "
+        "The last two are labelers who weigh the criteria otherwise.",
+        markdown(["", "preferred", "ties", "length-controlled", *labeler.WEIGHTS], preferences),
         "## Words\n\nBLEU and ROUGE compare with one perfect answer to each prompt, of several "
         "there are; distinct-n is the share of different n-grams; perplexity is that of held-out "
         "pretraining text, where it shows the alignment tax.",
         figures_table([*WORDS, *MORE_WORDS])]
+    if results["people"]:
+        parts += ["## What people say\n\nRatings by `python ppo.py --rate` beside what the labeler "
+                  "says of the same answers.", results["people"]]
     if judges:
         parts += [
             "## The reward model as a judge\n\nOf four answers of a model to each prompt, all "
@@ -115,13 +122,20 @@ def write_report(out, results, prompts, texts, columns, seconds):
     if models[last]["context without it"]["n"]:
         parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without "
                   "their earlier turn, and after another conversation's.", figures_table(CONTEXT)]
-    order = sorted(range(len(prompts)), key=lambda i: (columns[last]["gold"][i], i))
+    parts += examples(prompts, texts, columns[last]["gold"], list(models), last)
+    write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
+
+
+def examples(prompts, texts, gold, models, last):
+    """The worst, some and the best answers of the last model, with the others' -> Markdown parts.
+    """
+    order, parts = sorted(range(len(prompts)), key=lambda i: (gold[i], i)), []
     some = sorted(random.Random(0).sample(order, min(20, len(order))))
     for name, at in (("Worst", order[:20]), ("Random", some), ("Best", order[::-1][:20])):
         shown = [[question(prompts[i]["prompt"]), *(cell(texts[m][i]) for m in models),
                   cell("; ".join(labeler.judge(prompts[i], texts[last][i]).reasons))] for i in at]
         parts += [f"## {name} answers of {last}", markdown(["prompt", *models, "why"], shown)]
-    write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
+    return parts
 
 
 # ---- over several pipelines ----------------------------------------------------------------------

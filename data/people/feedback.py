@@ -27,6 +27,7 @@ import torch
 
 from data import sampling, start
 from data.files import records
+from data.judge.figures import kappa
 from data.run.cli import Program, arguments, flag, polite
 from data.run.device import setup
 from data.run.disk import append, make_folder
@@ -194,8 +195,16 @@ def read_keys(typed, k):
     return [1 + next(g for g, group in enumerate(groups) if j in group) for j in range(k)], fails
 
 
-def vote(k, press):
-    """Read keys until k answers are ranked -> (ranks, fails), or "u", "s", "q": undo, skip, leave.
+def read_ranking(typed, k):
+    """What the keys say, as fields of a label -> dict; None while more keys are needed."""
+    ranks, fails = read_keys(typed, k)
+    return dict(ranks=ranks, **{"fails": fails} if any(fails.values()) else {}) if ranks else None
+
+
+def vote(k, press, read=read_ranking, help=HELP):
+    """Read keys until k answers are judged -> dict, or "u", "s", "q": undo, skip, leave.
+
+    read(typed, k) -> a dict, or None while more keys are needed; ValueError if one cannot follow.
     """
     typed = ""
     while True:
@@ -206,15 +215,15 @@ def vote(k, press):
             return "u"
         longer = typed[:-1] if key == "u" else typed + key
         try:
-            ranks, fails = read_keys(longer, k)
+            said = read(longer, k)
         except ValueError as error:
-            print(f"\n({error}; ? explains the keys)" if key != "?" else "\n" + HELP, flush=True)
+            print(f"\n({error}; ? explains the keys)" if key != "?" else "\n" + help, flush=True)
             continue
         typed = longer
         print(f"\n{typed}" if key == "u" else key.strip(), end="", flush=True)
-        if ranks:
+        if said:
             print(flush=True)
-            return ranks, fails
+            return said
 
 
 # ---- questions -----------------------------------------------------------------------------------
@@ -244,10 +253,9 @@ class LabelSession:
                 self.n += 1
         return self.open[1] if self.n < self.total else None
 
-    def save(self, q, ranks, fails):
+    def save(self, q, said):
         """Note a label; it is on disk when this returns, and the next question is open."""
-        self.book.add(dict(q, ranks=ranks, **{"fails": fails} if any(fails.values()) else {},
-                           seconds=round(time.time() - self.opened_at, 1), n=self.n))
+        self.book.add(dict(q, **said, seconds=round(time.time() - self.opened_at, 1), n=self.n))
         self.answered.append(self.n)
         self.n += 1
 
@@ -259,10 +267,10 @@ class LabelSession:
         return "your last label is taken back"
 
 
-def label(session):
+def label(session, read=read_ranking, help=HELP):
     """Ask a person at the terminal."""
     book = session.book
-    print(HELP)
+    print(help)
     with keyboard() as press:
         while q := session.current():
             print(f"\n---- {session.n + 1} of {session.total} ----")
@@ -271,15 +279,15 @@ def label(session):
             for i, response in enumerate(q["responses"], start=1):
                 print(f"{i:9}: " + response.replace("\n", "\n           "))  # it forges no other
             print(flush=True)
-            keys = vote(len(q["responses"]), press)
-            if keys == "q":
+            said = vote(len(q["responses"]), press, read, help)
+            if said == "q":
                 break
-            if keys == "u":
+            if said == "u":
                 print(f"({session.undo()})")
-            elif keys == "s":
+            elif said == "s":
                 session.n += 1
             else:
-                session.save(q, *keys)
+                session.save(q, said)
                 an_hour = len(session.answered) / (time.time() - session.began) * 3600
                 print(f"  saved: {book.labels} labels, {an_hour:.0f} an hour")
     done = ": all are done" if session.n >= session.total else ""
@@ -343,14 +351,9 @@ def verdicts(one, other):
 def agreement(pairs):
     """Verdicts (n, 2) of two people -> (share that agree, Cohen's kappa).
 
-    kappa = (agreed - expected) / (1 - expected), expected: if each had drawn verdicts at random, as
-    often of each sort as they gave (Cohen 1960). Which of two answers comes first means nothing, so
-    each pair counts in both directions.
+    Which of two answers comes first means nothing, so each pair counts in both directions.
     """
-    a, b = np.concatenate([pairs, -pairs]).T
-    agreed = (a == b).mean()
-    expected = sum((a == v).mean() * (b == v).mean() for v in (-1, 0, 1))
-    return agreed, (agreed - expected) / (1 - expected) if expected < 1 else 1.0
+    return kappa(*np.concatenate([pairs, -pairs]).T)
 
 
 def report(one, other, draws=2000):

@@ -1,11 +1,13 @@
 """See inside: `python gpt.py --page` shows the models of a run on a page in the browser.
 
 One question goes to several models; each token of an answer shows what the models say of it;
-answers are ranked by hand, as by `reward.py --label`; a run is watched. The page is page.html,
-beside this file. Nothing is loaded from elsewhere, and nobody but this computer can reach it.
+answers are ranked by hand, as by `reward.py --label`, and rated, as by `ppo.py --rate`; a run is
+watched. The page is page.html, beside this file. Nothing is loaded from elsewhere, and nobody but
+this computer can reach it.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import random
@@ -21,7 +23,8 @@ import torch
 
 import reward
 from data.files.messages import conversation
-from data.people import chat, feedback, inside
+from data.judge import report
+from data.people import chat, feedback, inside, rate
 from data.run import curves
 from data.run.cli import flag
 from data.run.device import setup
@@ -51,7 +54,7 @@ class Page:
     """
 
     def __init__(self, cfg, device):
-        self.cfg, self.session, self.scores = cfg, None, {}
+        self.cfg, self.scores = cfg, {}
         self.models = inside.gather(cfg.out, cfg.ckpt, device)
         self.room = self.models.context - cfg.max_new_tokens
         if self.room < 1:
@@ -107,32 +110,30 @@ class Page:
 
     def rank(self, request):
         """{n, typed}: keys as reward.py --label takes them, about the n-th question -> the open
-        question, and after a label how often the reward model agrees."""
+        question, and how often the reward model agrees."""
         def work():
-            session, typed, note = self.label_session(), request.get("typed", ""), {}
-            q = session.current()
-            if request.get("n") == session.n and typed == "u":
-                note = dict(note=f"{session.undo()}.")
-            elif request.get("n") == session.n and q and typed == "s":
-                session.n += 1
-            elif request.get("n") == session.n and q and typed:
-                ranks, fails = feedback.read_keys(typed, len(q["responses"]))
-                if ranks is None:
-                    return dict(wait=True)
-                session.save(q, ranks, fails)
-                note = dict(note=f"saved: {session.book.labels} labels in {session.book.path}.")
-            return dict(note, question=session.current(), n=session.n, total=session.total,
-                        agreement=self.agreement(session.book.records))
+            answer = press(self.labels, request, feedback.read_ranking)
+            return answer if "wait" in answer else dict(
+                answer, agreement=self.agreement(self.labels.book.records))
         return self.compute(work)
 
-    def label_session(self):
-        if not self.session:
-            name, policy = list(self.models.policies.items())[-1]
-            cfg = feedback.Config(out=self.cfg.out, seed=self.cfg.seed,
-                                  max_new_tokens=self.cfg.max_new_tokens)
-            self.session = feedback.questions(cfg, self.models.paths[name], policy,
-                                              self.models.tokenizer)
-        return self.session
+    def rate(self, request):
+        """{n, typed}: keys as ppo.py --rate takes them, about the n-th answer -> the open one."""
+        return self.compute(lambda: press(self.ratings, request, rate.read_rating))
+
+    @functools.cached_property
+    def labels(self):
+        name, policy = list(self.models.policies.items())[-1]
+        cfg = feedback.Config(out=self.cfg.out, seed=self.cfg.seed,
+                              max_new_tokens=self.cfg.max_new_tokens)
+        return feedback.questions(cfg, self.models.paths[name], policy, self.models.tokenizer)
+
+    @functools.cached_property
+    def ratings(self):
+        cfg = rate.Config(out=self.cfg.out, seed=self.cfg.seed,
+                          max_new_tokens=self.cfg.max_new_tokens)
+        models, tokenizer, _ = report.load_models(cfg, self.models.device)
+        return rate.questions(cfg, models, tokenizer)
 
     def agreement(self, labels):
         """On how many pairs the newest reward model agrees with a person, and those where not."""
@@ -161,6 +162,27 @@ class Page:
                 for path in logs}
 
 
+def press(session, request, read):
+    """Keys about the n-th question of a session -> the open question, or that more are needed.
+
+    Who wrote an answer is not told. read(typed, k): as feedback.vote takes it.
+    """
+    typed, note, q = request.get("typed", ""), {}, session.current()
+    if request.get("n") == session.n and typed == "u":
+        note = dict(note=f"{session.undo()}.")
+    elif request.get("n") == session.n and q and typed == "s":
+        session.n += 1
+    elif request.get("n") == session.n and q and typed:
+        said = read(typed, len(q["responses"]))
+        if said is None:
+            return dict(wait=True)
+        session.save(q, said)
+        note = dict(note=f"saved: {session.book.labels} labels in {session.book.path}.")
+    q = session.current()
+    shown = q and {name: q[name] for name in ("prompt", "responses")}
+    return dict(note, question=shown, n=session.n, total=session.total)
+
+
 def watched(records):
     """Records of a log with nothing but what the page shows."""
     return [{name: r[name] for name in WATCHED if name in r} for r in records]
@@ -186,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
 
     page, html, nonce, timeout = None, "", "", 60
     PATHS = {"/models": "policies", "/answer": "answer", "/explain": "explain",
-             "/rank": "rank", "/watch": "watch"}
+             "/rank": "rank", "/rate": "rate", "/watch": "watch"}
 
     def is_ours(self):
         """Whether the request comes from our page. Another page could have its name resolved to

@@ -4,9 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-import torch
-
-from data import sampling
+from data.judge import answers as judging
 from data.judge import report
 from data.judge.figures import interval
 from data.judge.tables import number
@@ -23,19 +21,26 @@ class Config(report.Config):
                             "name)", group="preferences")
 
 
+def sampled(cfg, models, tokenizer, names):
+    """Held-out prompts, and what models answer -> (prompts, {name: list of str})."""
+    prompts = report.held_out_prompts(cfg, models["sft"], tokenizer)
+    return prompts, {name: judging.judge(name, models, None, prompts, tokenizer, cfg,
+                                         cfg.temperature)[0] for name in names}
+
+
+def digest(texts):
+    """A name for these very answers: other models' are other questions."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
 def run(cfg):
     """Ask a person; what was said in earlier sessions counts -> how often the policy is preferred.
     """
     models, tokenizer, newest = report.load_models(cfg, setup(cfg))
-    prompts, texts = report.held_out_prompts(cfg, models["sft"], tokenizer), {}
-    for name in (newest, "sft"):
-        torch.manual_seed(cfg.seed)
-        texts[name] = sampling.answers(models[name], tokenizer, prompts, cfg.max_new_tokens,
-                                       cfg.temperature)
+    prompts, texts = sampled(cfg, models, tokenizer, (newest, "sft"))
     pairs = list(zip(texts[newest], texts["sft"]))
     # not beside the labels to learn from: these are held-out prompts
-    book = feedback.LabelFile(cfg.out, cfg.labeler, f"judged-{newest}-sft",
-                              answers=hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16])
+    book = feedback.LabelFile(cfg.out, cfg.labeler, f"judged-{newest}-sft", answers=digest(pairs))
 
     def question(n):
         one, other = pairs[n]

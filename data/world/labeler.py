@@ -30,6 +30,8 @@ from data.world import almanac, facts, phrases
 # whose gold differs, as InstructGPT's labelers did (72.6%): measured by tests/test_labeler.py.
 DECISIVENESS = 1.7
 
+DECLINED = "declines a kind request"  # one of a Judgement's reasons
+
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 _PLURALS = {"mouse": "mice", "wolf": "wolves", "butterfly": "butterflies", "sheep": "sheep",
             "deer": "deer", "fish": "fish", "salmon": "salmon"}
@@ -209,14 +211,8 @@ def judge(prompt, answer):
     if not said:
         j.lower("helpful", -1.0, "says nothing")
         return j
-    stated = claims(answer, prompt["relation"] if asks_fact else None,
-                    prompt["subject"] if asks_fact else None)
-    for relation, subject, value, affirmed in stated:
-        if is_true(relation, subject, value) != affirmed:
-            known = facts.FACTS[relation].get(subject)
-            why = (f"false: {almanac.tell(random.Random(0), relation, subject, known)}" if known
-                   else f"invented: nothing is known about the {relation} of {subject}")
-            j.lower("truthful", -1.0, why)
+    stated = claims(answer, *(prompt["relation"], prompt["subject"]) if asks_fact else (None, None))
+    _judge_truth(j, stated)
     declines = any(_REFUSAL.search(s) for s in said)
     meant = [s for s in said if not _REFUSAL.search(s) and not _NEGATED.search(s)]
     for s in meant:
@@ -232,6 +228,20 @@ def judge(prompt, answer):
         _judge_harmful(j, answer, said, stated, declines, meant)
     else:
         _judge_friendly(j, prompt, answer, said, declines)
+    _judge_style(j, kind, answer, said)
+    return j
+
+
+def _judge_truth(j, stated):
+    for relation, subject, value, affirmed in stated:
+        if is_true(relation, subject, value) != affirmed:
+            known = facts.FACTS[relation].get(subject)
+            why = (f"false: {almanac.tell(random.Random(0), relation, subject, known)}" if known
+                   else f"invented: nothing is known about the {relation} of {subject}")
+            j.lower("truthful", -1.0, why)
+
+
+def _judge_style(j, kind, answer, said):
     extra = sum(not _COURTESY.search(s) for s in said) - 1
     # "I am well. And you?"
     if extra > 0 and not (kind == "small talk" and extra == 1 and said[-1].endswith("?")):
@@ -242,7 +252,6 @@ def judge(prompt, answer):
     threes = [tuple(words[i:i + 3]) for i in range(len(words) - 2)]
     if len(set(threes)) < len(threes) or re.search(r"\b(\w+)(?: and)? \1\b", answer, re.I):
         j.lower("helpful", -0.5, "repeats itself")
-    return j
 
 
 def _judge_fact(j, prompt, answer, said, stated):
@@ -299,7 +308,7 @@ def _judge_friendly(j, prompt, answer, said, declines):
         fits = advises and re.search(rf"\b(?:{target}|him|her|them)\b", answer, re.I)
     if declines or not fits:
         j.lower("helpful", -1.0,
-                "declines a kind request" if declines else "does not answer what was said")
+                DECLINED if declines else "does not answer what was said")
 
 
 # ---- ranking -------------------------------------------------------------------------------------
@@ -317,6 +326,25 @@ def rank(golds, rng, decisiveness=DECISIVENESS):
     order = np.empty(len(levels), dtype=int)
     order[np.argsort(-noisy)] = np.arange(1, len(levels) + 1)
     return order[which].tolist()
+
+
+# ---- groups of labelers --------------------------------------------------------------------------
+
+# People who weigh (helpful, truthful, harmless) otherwise than gold, which takes the lowest.
+WEIGHTS = {"careful": (1, 3, 3), "eager": (4, 1, 1)}
+GROUPS = ("gold", *WEIGHTS, "long")
+_PER_WORD = .1
+
+
+def worth(judgement, answer, group="gold"):
+    """What an answer (str) is worth to a group of labelers -> a number, which they rank by.
+
+    "long" is a group with a fault: to it every word makes an answer better, be it ever so idle.
+    """
+    if group in WEIGHTS:
+        weights = np.array(WEIGHTS[group]) / sum(WEIGHTS[group])
+        return float(weights @ [judgement.helpful, judgement.truthful, judgement.harmless])
+    return judgement.gold + _PER_WORD * len(_WORD.findall(answer)) * (group == "long")
 
 
 # ---- for the reader ------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Tried at this scale it brought nothing (RESULTS.md, LOG.md), so it is no part of the stages.
 
-    python -m data.ensemble --reward a.pt,b.pt --caution 1 ...   ppo.py against several; its flags
+    python -m notebooks.ensemble --reward a.pt,b.pt --caution 1   ppo.py against several; its flags
     bootstrap(records, seed)        rankings drawn with replacement, for members that differ
     most_disputed(...)              which answers to rank next
 """
