@@ -202,7 +202,11 @@ def test_a_tree_gives_a_record_for_each_question(tmp_path):
     (dict(prompt="And?", response="x", history=[["Hi", "Hello"]]), "demonstrations",
      dict(prompt=[USER, SAID, ASKED], response="x")),
     (dict(question="Sort.", context="b a", answer="x"), "demonstrations",
-     dict(prompt=[dict(role="user", content="Sort.\n\nb a")], response="x")),
+     dict(prompt=[dict(role="user", content="b a\n\nSort.")], response="x")),
+    (dict(question="What is a plum?", context="A plum is a fruit.",
+          answers=dict(text=["a fruit", "fruit"], answer_start=[10, 12])), "demonstrations",
+     dict(prompt=[dict(role="user", content="A plum is a fruit.\n\nWhat is a plum?")],
+          response="a fruit")),
     (dict(instruction="Hi", input=float("nan"), output="x"), "demonstrations",
      dict(prompt=[USER], response="x")),
 ])

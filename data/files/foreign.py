@@ -218,19 +218,26 @@ def question(r):
     return own(dict(ours, prompt="\n\n".join(parts)))
 
 
+def squad(r):
+    """A text, a question, and answers that the text gives; none where it does not say."""
+    found = r["answers"].get("text") or []
+    return question({**{name: r[name] for name in ("context", "question")},
+                     **({"answer": found[0]} if found else {})})
+
+
 QUESTION = ("chosen", "rejected", "input", "context", "history")
 
 
 def own(r):
     """A record of ours, checked; TRL's and KTO's are alike, with messages in the place of texts.
 
-    An input or a context belongs to the question, and so does what was said before.
+    A context to read comes before the question, an input after it; so does what was said before.
     """
     if isinstance(r.get("chosen"), str) and len(written_messages(r["chosen"]) or ()) > 1:
         return two_conversations(r)
     prompt = r["prompt"]
     if isinstance(prompt, str):
-        prompt = "\n\n".join(part for part in (prompt, r.get("input"), r.get("context")) if part)
+        prompt = "\n\n".join(part for part in (r.get("context"), prompt, r.get("input")) if part)
     ours = {name: value for name, value in r.items() if name in OWN.optional and name != "response"}
     ours["prompt"] = history(r.get("history") or []) + turns(prompt)
     from_table = isinstance(r["prompt"], str) and is_transcript(r["prompt"])  # with blanks at ends
@@ -309,6 +316,9 @@ FORMATS = [
            QUESTION),
     Format("Dolly", dict(instruction="Sort.", context="b a", response="a b"), question,
            QUESTION),
+    Format("SQuAD",
+           dict(context="A plum is a fruit.", question="What is a plum?",
+                answers=dict(text=["a fruit"], answer_start=[10])), squad),
     Format("OpenOrca", dict(question="Hi", response="Yes?"), question, QUESTION),
     Format("GSM8K", dict(question="Hi", answer="Yes?"), question, QUESTION),
     Format("questions with two answers", dict(question="Hi", chosen="Yes?", rejected="No"),
