@@ -4,24 +4,30 @@
     python -m notebooks.experiments details OUT ...            what is always on, taken away
     python -m notebooks.experiments rounds OUT ...             what further rounds brought
     python -m notebooks.experiments feedback OUT ...           what feedback buys: RM and PPO each
+    python -m notebooks.experiments groups OUT ...             whose rankings, and a fault of theirs
+    python -m notebooks.experiments sources OUT ...            what else the world gives away
     python -m notebooks.experiments ensembles OUT ...          several reward models
     python -m notebooks.experiments best_of_n OUT ...          the baseline without training
     python -m notebooks.experiments overoptimisation OUT ...   how far to trust a reward model
     python -m notebooks.experiments story OUT                  the README's picture of all rounds
     python -m notebooks.experiments healthy OUT                the run behind a reader's curves
+    python -m notebooks.experiments all OUT ...                all of it, into notebooks/results
 
 OUT is the folder of a finished pipeline (--out of the four stages): out/1 out/2 out/3. Each prints
 a Markdown table and writes its figures, and its picture if there is one, beside the first pipeline,
-in experiments/. Finished runs are kept: a second call continues.
+in experiments/. Finished runs are kept: a second call continues. Every file names the code that it
+was made with, without its docstrings.
 """
 
 import data.run.system  # before torch, as in the stages
 
 import argparse
+import ast
 import contextlib
 import functools
 import json
 import math
+import shutil
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -34,15 +40,18 @@ import torch
 import gpt
 import ppo
 import reward
-from data import ensemble, optim, sampling
+import sft
+from data import optim, sampling
 from data.files import records as files
 from data.judge import answers as judging
 from data.judge.figures import markdown
 from data.run import curves as drawn
 from data.run.cli import polite
 from data.run.disk import read_json, read_results, write_figure
+from data.run.lineage import fingerprint
 from data.run.run import in_round, time_left
 from data.world import almanac, labeler
+from notebooks import ensemble
 
 # ---- running and reporting -----------------------------------------------------------------------
 
@@ -58,10 +67,18 @@ class Trial:
     comparisons: object = None
     # what of the code is replaced meanwhile: "module.name" -> value
     patch: dict = field(default_factory=dict)
+    # stages before PPO that run again: {stage: fields of its Config}
+    again: dict = field(default_factory=dict)
+    # pipeline folder -> demonstrations to fine-tune the SFT model on; alone, there is no PPO
+    demonstrations: object = None
 
 
 FIGURES = {
     "gold": lambda r: r["ppo"]["ppo"]["gold"],
+    "greedy gold": lambda r: r["ppo"]["ppo"]["greedy"]["gold"],
+    "by careful labelers": lambda r: r["ppo"]["win_rates"]["careful"],
+    "by eager labelers": lambda r: r["ppo"]["win_rates"]["eager"],
+    "length": lambda r: r["ppo"]["ppo"]["length"],
     "preferred to SFT": lambda r: r["ppo"]["win_rate"],
     "KL, nats": lambda r: r["ppo"]["kl"],
     "loss on pretraining text": lambda r: r["ppo"]["ppo"]["text_loss"],
@@ -117,26 +134,77 @@ def run(trial, root, experiment, figures):
 
     With the reward model's accuracy, if that is asked for.
     """
-    out = place(root / experiment / file_name(trial.name), root,
-                ["gpt", "sft"] + ["reward"] * (not trial.comparisons))
+    out = root / experiment / file_name(trial.name)
     common = dict(out=str(out), seed=read_results(root)["ppo"]["config"]["seed"])
-    if not (out / "reward" / "results.json").exists():
-        files.write_jsonl(out / "comparisons.jsonl", trial.comparisons(root))
-        reward.train(reward.Config(data=str(out / "comparisons.jsonl"), **common))
+    stages = dict(trial.again)
+    if trial.comparisons:
+        stages["reward"] = dict(data=written(out, "comparisons", trial.comparisons, root))
+    if trial.demonstrations:
+        stages["sft"] = dict(data=written(out, "demonstrations", trial.demonstrations, root),
+                             init=str(root / "sft" / "ckpt.pt"), steps=140, lr=5e-4)
+    place(out, root, [name for name in ("gpt", "sft", "reward") if name not in stages])
     changes = {name: value.format(root=root) if isinstance(value, str) else value
                for name, value in trial.ppo.items()}
-    if not (out / "ppo" / "results.json").exists():
-        with contextlib.ExitStack() as patched:
-            for target, new in trial.patch.items():
-                patched.enter_context(mock.patch(target, new))
+    with contextlib.ExitStack() as patched:
+        for target, new in trial.patch.items():
+            patched.enter_context(mock.patch(target, new))
+        for module in (gpt, sft, reward):
+            name = module.__name__
+            if name in stages and not (out / name / "results.json").exists():
+                module.train(module.Config(**common, **stages[name]))
+        if not (out / "ppo" / "results.json").exists():
+            if trial.demonstrations and "reward" not in stages:
+                return dict(ppo=against_sft(root, out / "sft" / "ckpt.pt", trial.ppo["split"]))
             module = ensemble if "," in changes.get("reward", "") else ppo
             module.train(module.Config(**common, **changes))
     results = dict(ppo=read_json(out / "ppo" / "results.json"),
                    log=read_json(out / "ppo" / "log.jsonl", lines=True))
+    if trial.demonstrations:  # its own SFT model is another than the pipeline's
+        results["ppo"] = against_sft(root, out / "ppo" / "ckpt.pt", trial.ppo["split"])
     if "RM accuracy" in figures:
         results["accuracy_gold"] = accuracy(root, changes.get("reward", out / "reward" / "ckpt.pt"),
                                        changes.get("caution", 0.0))
     return results
+
+
+def written(out, name, records, root):
+    """The path of a trial's records (records(root) makes them), written once."""
+    path = out / f"{name}.jsonl"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_jsonl(path, records(root))
+    return str(path)
+
+
+def against_sft(root, path, split):
+    """A model beside the pipeline's SFT model, as ppo.py compares them at its end -> results."""
+    model, tokenizer, _ = gpt.load(path)
+    models = {"sft": gpt.load(root / "sft" / "ckpt.pt")[0], "ppo": model}
+    prompts = almanac.prompts(split, SHORT["test_prompts"], 1)
+    prompts = sampling.with_room(model, tokenizer, prompts, 40)
+    return judging.compare_models(models, None, prompts, tokenizer, ppo.Config())[0]
+
+
+def code():
+    """16 digits for the code that can change a figure: stages, world, judge and what they use.
+
+    Docstrings, comments and layout do not count.
+    """
+    parts = []
+    for path in sorted([*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"),
+                        *(ROOT / "data" / "world").glob("*.py"),
+                        ROOT / "data" / "judge" / "answers.py",
+                        ROOT / "data" / "judge" / "figures.py"]):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if ast.get_docstring(node) if isinstance(node, DOCUMENTED) else False:
+                del node.body[0]
+        parts.append(f"{path.relative_to(ROOT)} {ast.dump(tree)}")
+    return fingerprint("\n".join(parts))
+
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
 def sweep(trials, roots, experiment, figures):
@@ -154,11 +222,12 @@ def sweep(trials, roots, experiment, figures):
 def write(roots, experiment, found):
     (roots[0] / "experiments").mkdir(exist_ok=True)
     path = roots[0] / "experiments" / f"{experiment}.json"
-    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(dict(found, code=code()), indent=1), encoding="utf-8")
 
 
 def table(found):
     """Markdown: the mean over the pipelines, and the smallest and largest."""
+    found = {name: columns for name, columns in found.items() if name != "code"}
     names = list(next(iter(found.values())))
     rows = []
     for row, columns in found.items():
@@ -175,6 +244,7 @@ def table(found):
 SHORT = dict(test_prompts=400, split="valid")  # instead of 1000: the sweeps take many runs
 OPTIONS = [
     Trial("default", SHORT),
+    Trial("one round of 80 iterations", dict(SHORT, steps=80)),
     Trial("adaptive beta: KL steered to 2 nats", dict(SHORT, kl_target=2.0)),
     Trial("pretraining gradients (ptx), weight 1", dict(SHORT, ptx=1.0)),
     Trial("no penalty for a missing end", dict(SHORT, missing_eos_penalty=0.0)),
@@ -266,11 +336,12 @@ def rounds(roots):
 # ---- what feedback buys --------------------------------------------------------------------------
 
 
-def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
-    """A labeler's work: pipeline folder -> comparisons of k answers to so many prompts.
+def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0, group="gold",
+          share=1.0):
+    """Labelers' work: pipeline folder -> comparisons of k answers to so many prompts.
 
     decisiveness: how little noise there is. adversarial: share of the prompts whose ranking is
-    turned round.
+    turned round. group: who ranks a `share` of the prompts; the rest is ranked by gold.
     """
     def comparisons(root):
         records = files.read_comparisons(root / "reward" / "comparisons.jsonl")[:prompts]
@@ -281,10 +352,12 @@ def asked(prompts, k=4, decisiveness=labeler.DECISIVENESS, adversarial=0.0):
         rng, ranked = np.random.default_rng(0), []
         for r in records:
             responses = r["responses"][:k]
-            gold = np.array([labeler.judge(r, answer).gold for answer in responses])
+            who = group if rng.random() < share else "gold"
+            values = np.array([labeler.worth(labeler.judge(r, answer), answer, who)
+                               for answer in responses])
             sign = -1 if rng.random() < adversarial else 1
             ranked.append(dict(r, responses=responses,
-                               ranks=labeler.rank(sign * gold, rng, decisiveness)))
+                               ranks=labeler.rank(sign * values, rng, decisiveness)))
         return ranked
     return comparisons
 
@@ -324,11 +397,27 @@ FEEDBACK = [
 ]
 
 
+def perfect(root):
+    """1500 prompts with perfect answers, as somebody would write them who is paid by the hour."""
+    return [dict(p, response=almanac.reference(p))
+            for p in almanac.prompts("train", 1500, "feedback")]
+
+
+# Ranking against writing: the same number of prompts, and all 20 iterations of PPO.
+WRITING = [
+    Trial("1500 perfect demonstrations", SHORT, demonstrations=perfect),
+    Trial("1500 ranked prompts, 20 iterations", SHORT, again={"reward": dict(prompts=1500)}),
+    Trial("both", SHORT, again={"reward": dict(prompts=1500)}, demonstrations=perfect),
+]
+
+
 def feedback(roots):
     names = ["RM accuracy", "gold", "preferred to SFT", "KL, nats"]
-    none = {"no rankings: the base model's verdicts": dict.fromkeys(names, []) | {
+    found = {"no rankings: the base model's verdicts": dict.fromkeys(names, []) | {
         "RM accuracy": [verdicts(root) for root in roots]}}
-    found = none | sweep(FEEDBACK, roots, "feedback", names)
+    found |= sweep(FEEDBACK, roots, "feedback", names)
+    written = sweep(WRITING, roots, "feedback", names[1:])
+    found |= {name: {"RM accuracy": [], **columns} for name, columns in written.items()}
     write(roots, "feedback", found)
     draw(roots, "feedback", "ranked prompts (four answers each)", SIZES,
          {name: [found[f"{n} prompts"][name] for n in SIZES] for name in ("RM accuracy", "gold")})
@@ -359,13 +448,13 @@ def draw(roots, experiment, along, xs, lines, log=True):
 FEW = 750  # ranked prompts: so few that what a reward model does not know matters
 
 
-def members(root, name, records, m=3):
-    """m reward models from bootstrap samples of the same records -> their checkpoints, "a,b"."""
+def members(root, name, records, m=3, draw=ensemble.bootstrap):
+    """m reward models from samples of the same records -> their checkpoints, "a,b"."""
     outs = [root / "ensembles" / name / str(i) for i in range(1, m + 1)]
     for seed, out in enumerate(outs, start=1):
         if not (out / "reward" / "results.json").exists():
             path = place(out, root, ["gpt", "sft"]) / "comparisons.jsonl"
-            files.write_jsonl(path, ensemble.bootstrap(records, seed))
+            files.write_jsonl(path, draw(records, seed))
             reward.train(reward.Config(out=str(out), data=str(path), seed=seed))
     return ",".join(str(out / "reward" / "ckpt.pt") for out in outs)
 
@@ -387,13 +476,56 @@ def asked_in_doubt(n):
 def ensembles(roots):
     for root in roots:
         members(root, "members", asked(FEW)(root))
-    paths = ",".join(f"{{root}}/ensembles/members/{i}/reward/ckpt.pt" for i in (1, 2, 3))
+        members(root, "all", asked(FEW)(root), draw=lambda records, seed: records)
+    paths, whole = [",".join(f"{{root}}/ensembles/{name}/{i}/reward/ckpt.pt" for i in (1, 2, 3))
+                    for name in ("members", "all")]
     trials = [Trial("one reward model", SHORTER, asked(FEW)),
               Trial("mean of three", dict(SHORTER, reward=paths)),
+              Trial("mean of three that learned from all", dict(SHORTER, reward=whole)),
               Trial("mean less one deviation", dict(SHORTER, reward=paths, caution=1.0)),
               Trial("minimum of three", dict(SHORTER, reward=paths, caution=math.inf)),
               Trial("one, half of its prompts chosen by doubt", SHORTER, asked_in_doubt(FEW))]
     return sweep(trials, roots, "ensembles",
+                 ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
+
+
+# ---- whose rankings ------------------------------------------------------------------------------
+
+GROUPS = [
+    Trial("by gold", SHORT),
+    Trial("careful labelers", SHORT, asked(12000, group="careful")),
+    Trial("eager labelers", SHORT, asked(12000, group="eager")),
+    Trial("long answers win", SHORT, asked(12000, group="long")),
+    Trial("long answers win, beta 0.8", dict(SHORT, beta=.8), asked(12000, group="long")),
+    Trial("long answers win, twice as many prompts", SHORT, asked(24000, group="long")),
+    Trial("long answers win for half of the labelers", SHORT,
+          asked(12000, group="long", share=.5)),
+    Trial("long answers win for a tenth of the labelers", SHORT,
+          asked(12000, group="long", share=.1)),
+]
+
+
+def groups(roots):
+    return sweep(GROUPS, roots, "groups", [
+        "RM accuracy", "gold", "preferred to SFT", "by careful labelers", "by eager labelers",
+        "length", "KL, nats"])
+
+
+# ---- what else the world gives away --------------------------------------------------------------
+
+
+SOURCES = [
+    Trial("default", SHORT),
+    Trial("the reward model starts from SFT alone", SHORT,
+          again={"reward": dict(base_weight=0.0)}),
+    Trial("no verdicts in the pretraining text", SHORT, again={"gpt": {}, "sft": {}, "reward": {}},
+          patch={"data.world.almanac._lesson": almanac._question_page}),
+]
+
+
+def sources(roots):
+    """With rankings, but without what the pretraining text says of truth."""
+    return sweep(SOURCES, roots, "sources",
                  ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
 
 
@@ -511,7 +643,8 @@ def overoptimisation(roots):
         found[f"{judge}: {name}"] = {
             "highest gold": smooth.max(1).tolist(), "last gold": smooth[:, -1].tolist(),
             "last proxy": each[:, -1, 1].tolist(), "last sqrt(KL)": each[:, -1, 0].tolist(),
-            **{f"residual of the {form} law": [rest] for form, (_, _, rest) in fits.items()}}
+            **{f"{what} of the {form} law": [x] for form, fit in fits.items()
+               for what, x in zip(("alpha", "beta", "residual"), fit)}}
         laid[judge, name] = each.mean(0), fits
     points = [dict(judge=judge, push=name, points=points.tolist(), laws=fits)
               for (judge, name), (points, fits) in laid.items()]
@@ -582,13 +715,28 @@ def healthy(roots):
     return {stage: {"lines": [len(log)]} for stage, log in found.items()}
 
 
+def every(experiments, roots):
+    """All of it, one after another; what is made goes to notebooks/results."""
+    for name in [name for name in experiments if name != "all"]:
+        print(f"\n{name}\n{table(experiments[name](roots))}", flush=True)
+    results = ROOT / "notebooks" / "results"
+    for path in (roots[0] / "experiments").iterdir():
+        shutil.copy(path, results)
+    for root in roots:
+        judged = dict(read_json(root / "eval" / "results.json"), code=code())
+        (results / f"evaluation-{judged['seed']}.json").write_text(json.dumps(judged, indent=1),
+                                                                   encoding="utf-8")
+    return {}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m notebooks.experiments", description=__doc__,
                                      allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    EXPERIMENTS = dict(options=options, feedback=feedback, ensembles=ensembles, best_of_n=best_of_n,
-                       overoptimisation=overoptimisation, rounds=rounds, details=details,
-                       story=story, healthy=healthy)
+    EXPERIMENTS = dict(rounds=rounds, story=story, healthy=healthy, best_of_n=best_of_n,
+                       options=options, feedback=feedback, groups=groups, sources=sources,
+                       details=details, ensembles=ensembles, overoptimisation=overoptimisation)
+    EXPERIMENTS["all"] = functools.partial(every, EXPERIMENTS)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
     parser.add_argument("pipelines", nargs="+", type=Path,
                         help="folders of finished pipelines (--out of the stages)")
@@ -598,4 +746,6 @@ if __name__ == "__main__":
             parser.error(f"{root}/ppo/results.json not found: run the four stages with --out "
                          f"{root} first")
     with polite():
-        print(table(EXPERIMENTS[args.experiment](args.pipelines)))
+        found = EXPERIMENTS[args.experiment](args.pipelines)
+        if found:
+            print(table(found))

@@ -1,9 +1,17 @@
-"""python -m notebooks.benchmark measures what it says, in a size that takes seconds."""
+"""The benchmark and the speedrun measure what they say, in a size that takes seconds."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import gpt
-from notebooks import benchmark
+from data.run import disk
+from data.run.run import in_round
+from data.run.system import UserError
+from notebooks import benchmark, speedrun
 
 TINY = gpt.GPTConfig(64, 16, 1, 2, 8)
 
@@ -24,3 +32,42 @@ def test_all_rows_are_measured(monkeypatch):
     assert all(ours > 0 and ratio > 0 for _, ours, _, ratio in rows) and len(rows) >= 3
     text = benchmark.table(dict(where="here", rows=rows))
     assert "sampling, 16 x (4 + 4) | transformers" in text and "ours / theirs" in text
+
+
+def test_the_reference_step_changes_no_random_number():
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    assert speedrun.reference_step(3) > 0
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_speedrun_ends_when_gold_is_reached(tmp_path, monkeypatch):
+    """Rounds as needed, measured on `valid`; `test` is judged once, and is not in the seconds."""
+    commands, golds = [], iter([.75, .91])
+
+    def run(command, cwd):
+        commands.append(command[1:])
+        out, name = Path(command[3]), command[1].removesuffix(".py")
+        if "--eval" in command:
+            judged = {name: dict(mean=.9) for name in ("gold", "preferred", "kl")}
+            disk.write(disk.make_folder(out / "eval") / "results.json",
+                       json.dumps(dict(last="ppo-2", models={"ppo-2": judged})))
+        elif name == "ppo":
+            number = int(command[command.index("--round") + 1]) if "--round" in command else 1
+            folder = disk.make_folder(out / in_round("ppo", number))
+            disk.write(folder / "results.json", json.dumps(dict(ppo=dict(gold=next(golds)))))
+        return SimpleNamespace(returncode=0)
+    monkeypatch.setattr(speedrun.subprocess, "run", run)
+    monkeypatch.setattr(speedrun, "reference_step", lambda: 30.0)
+    monkeypatch.setattr(speedrun, "code", lambda: dict(commit="abc"))
+    row = speedrun.speedrun(tmp_path / "new", 4, {"gpt": ["--steps", "9"]})
+    assert [c[0] for c in commands] == ["gpt.py", "sft.py", "reward.py", "ppo.py", "reward.py",
+                                        "ppo.py", "ppo.py"]
+    assert commands[0][-2:] == ["--steps", "9"] and commands[-1][-1] == "--eval"
+    assert all(c[-2:] == ["--split", "valid"] for c in commands[2:6])
+    assert row["rounds"] == 2 and row["at_60"] == 2 * row["seconds"]
+    assert "--steps" in speedrun.table([row])
+    assert f"| {speedrun.VERSION} | 4 | 2 |" in speedrun.table([row])
+    with pytest.raises(UserError, match="begins with nothing"):
+        speedrun.speedrun(tmp_path / "new", 4, {})

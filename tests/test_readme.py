@@ -46,6 +46,13 @@ def test_every_table_is_made_of_its_results():
         assert text.strip() == made[name], f"{name}: python tests/test_readme.py"
 
 
+def test_all_figures_are_of_one_code():
+    """Benchmarks and speedruns aside, whose rows say what they are of."""
+    made = {path.name: json.loads(path.read_text()).get("code") for path in RESULTS.glob("*.json")
+            if path.stem not in ("benchmark", "speedrun")}
+    assert len(made) > 10 and len(set(made.values())) == 1, made
+
+
 @pytest.mark.parametrize("page", PAGES + [ROOT / "notebooks" / "GLOSSARY.md"],
                          ids=lambda path: path.name)
 def test_every_link_leads_somewhere(page):

@@ -3,6 +3,8 @@
 import random
 import zlib
 
+VERSION = 1  # of the world: figures of different worlds are not compared
+
 # ---- true facts ----------------------------------------------------------------------------------
 
 _COUNTRIES = """

@@ -1,0 +1,152 @@
+"""From nothing to gold .9, against the clock.
+
+    python -m notebooks.speedrun [--seed 1] [--out exp/speedrun] [flags of a stage: gpt:--steps 900]
+
+The four stages run, and further rounds as needed, until the policy's gold on the `valid` prompts is
+.9, sampled at .7; `test` is judged once, at the end. The row that it prints has the seconds that
+the commands took, and what they would be on a machine that takes 60 ms for a fixed reference step,
+measured before and after. Rows of different worlds are not compared.
+"""
+
+import data.run.system  # before torch, as in the stages
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from data.judge.figures import markdown
+from data.judge.report import processor
+from data.run.cli import polite
+from data.run.disk import read_json
+from data.run.lineage import code
+from data.run.run import in_round
+from data.run.system import UserError
+from data.world.facts import VERSION
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results" / "speedrun.json"
+GOAL, ROUNDS, YARDSTICK = .9, 5, 60.0  # gold; rounds at most; milliseconds
+STAGES = ("gpt", "sft", "reward", "ppo")
+
+
+# ---- the reference step --------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A block of GPT-2 in plain torch, 128 wide; ours may change, this one never does."""
+
+    def __init__(self, width=128):
+        super().__init__()
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = [part.view(B, T, 4, C // 4).transpose(1, 2)
+                   for part in self.qkv(self.before(x)).split(C, 2)]
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).reshape(B, T, C))
+        return x + self.down(F.gelu(self.up(self.between(x))))
+
+
+def reference_step(steps=25):
+    """Milliseconds of one step of AdamW on 8 x 128 tokens: the best third's worst."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        embedding, norm = nn.Embedding(1536, 128), nn.LayerNorm(128)
+        trunk = nn.Sequential(embedding, *[Block() for _ in range(4)], norm)
+        parameters, took = list(trunk.parameters()), []
+        opt = torch.optim.AdamW(parameters, 1e-3)
+        for _ in range(steps):
+            began = time.perf_counter()
+            idx = torch.randint(0, 1536, (8, 129))
+            logits = trunk(idx[:, :-1]) @ embedding.weight.T
+            F.cross_entropy(logits.view(-1, 1536), idx[:, 1:].reshape(-1)).backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            opt.step()
+            opt.zero_grad()
+            took.append(1000 * (time.perf_counter() - began))
+    return sorted(took)[steps // 3]
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+
+def stage(name, out, seed, *flags):
+    """Run a stage's command -> its seconds, start and end of the program included."""
+    began = time.time()
+    command = [sys.executable, f"{name}.py", "--out", str(out), "--seed", str(seed), *flags]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise UserError(f"{' '.join(command[1:])} did not finish")
+    return time.time() - began
+
+
+def speedrun(out, seed, flags):
+    """flags: {stage: list of str} -> a row of the table, as a dict."""
+    if out.exists():
+        raise UserError(f"{out} exists: a speedrun begins with nothing; choose another --out")
+    paces, seconds = [reference_step()], {}
+    for number in range(1, ROUNDS + 1):
+        for name in STAGES if number == 1 else STAGES[2:]:
+            further = ["--round", str(number)] * (number > 1)
+            further += ["--split", "valid"] * (name in STAGES[2:])
+            seconds[in_round(name, number)] = stage(name, out, seed, *flags.get(name, ()), *further)
+        if read_json(out / in_round("ppo", number) / "results.json")["ppo"]["gold"] >= GOAL:
+            break
+    paces.append(reference_step())
+    stage("ppo", out, seed, "--eval")
+    judged = read_json(out / "eval" / "results.json")
+    figures = judged["models"][judged["last"]]
+    pace, four = sum(paces) / 2, sum(seconds[name] for name in STAGES)
+    return dict(seed=seed, rounds=number, seconds=sum(seconds.values()), four_stages=four,
+                pace=pace, at_60=sum(seconds.values()) * YARDSTICK / pace,
+                four_at_60=four * YARDSTICK / pace,
+                **{name: figures[name]["mean"] for name in ("gold", "preferred", "kl")},
+                world=VERSION, commit=code()["commit"], machine=processor(),
+                flags=" ".join(f"{name}:{x}" for name, each in flags.items() for x in each))
+
+
+def table(rows):
+    """Markdown: a row per run, the fastest of each world first."""
+    head = ["world", "seed", "rounds", "seconds", "at 60 ms", "four stages", "at 60 ms",
+            "gold on test", "preferred", "KL", "commit", "machine", "flags"]
+    lines = [[str(r["world"]), str(r["seed"]), str(r["rounds"]), f"{r['seconds']:.0f}",
+              f"{r['at_60']:.0f}", f"{r['four_stages']:.0f}", f"{r['four_at_60']:.0f}",
+              f"{r['gold']:.3f}", f"{r['preferred']:.1%}", f"{r['kl']:.2f}", r["commit"],
+              r["machine"], r["flags"]]
+             for r in sorted(rows, key=lambda r: (-r["world"], r["at_60"]))]
+    return markdown(head, lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m notebooks.speedrun", description=__doc__,
+                                     allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("exp/speedrun"))
+    parser.add_argument("--save", action="store_true", help="keep the row in RESULTS.md's table")
+    args, others = parser.parse_known_args()
+    flags, name = {}, None
+    for word in others:  # gpt:--steps 900 sft:--steps 700
+        name, _, word = word.partition(":") if word.split(":")[0] in STAGES else (name, "", word)
+        if not name:
+            parser.error(f"{word}: write the stage before a flag of it, as in gpt:--steps 900")
+        flags.setdefault(name, []).append(word)
+    row = speedrun(args.out, args.seed, flags)
+    if args.save:
+        rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+        RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    print(table([row]))
+
+
+if __name__ == "__main__":
+    with polite():
+        main()
