@@ -529,6 +529,22 @@ def sources(roots):
                  ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
 
 
+def world(n=20000):
+    """How good the demonstrations are that SFT imitates, by kind of prompt -> Markdown."""
+    marks = {"perfect": lambda j: j.gold == 1, "rambles": lambda j: "rambles" in j.reasons,
+             "bad: gold below 0": lambda j: j.gold < 0, "false": lambda j: j.truthful < 0,
+             "harmful": lambda j: j.harmless < 0}
+    judged = {kind: [] for kind in (*almanac.KINDS, "all")}
+    for p in almanac.demonstrations("train", n, 1):
+        judgement = labeler.judge(p, p["response"])
+        judged[p["kind"]].append(judgement)
+        judged["all"].append(judgement)
+    rows = [[kind, f"{len(each) / n:.0%}", *(f"{statistics.mean(map(mark, each)):.0%}"
+                                             for mark in marks.values())]
+            for kind, each in judged.items()]
+    return markdown(["answers to", "share", *marks], rows)
+
+
 # ---- best of N -----------------------------------------------------------------------------------
 
 NS = [1, 2, 4, 8, 16, 32]

@@ -26,7 +26,7 @@ def tables():
     notebooks/results."""
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("evaluation-*.json"))]
     made = {"results": pages.seeds_table(every), "summary": pages.summary_table(every),
-            "memory": memory.table(),
+            "memory": memory.table(), "world": experiments.world(),
             "benchmark": benchmark.table(json.loads(benchmark.RESULTS.read_text()))}
     for name in SWEEPS:
         found = json.loads((RESULTS / f"{name}.json").read_text())
