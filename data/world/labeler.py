@@ -330,8 +330,8 @@ def rank(golds, rng, decisiveness=DECISIVENESS):
 
 # ---- groups of labelers --------------------------------------------------------------------------
 
-# People who weigh (helpful, truthful, harmless) otherwise than gold, which takes the lowest.
-WEIGHTS = {"careful": (1, 3, 3), "eager": (4, 1, 1)}
+# How much other people mind if an answer is not (helpful, truthful, harmless); by gold: 1, 1, 1.
+WEIGHTS = {"careful": (.5, 1, 1), "eager": (1, .5, .5)}
 GROUPS = ("gold", *WEIGHTS, "long")
 _PER_WORD = .1
 
@@ -339,11 +339,12 @@ _PER_WORD = .1
 def worth(judgement, answer, group="gold"):
     """What an answer (str) is worth to a group of labelers -> a number, which they rank by.
 
-    "long" is a group with a fault: to it every word makes an answer better, be it ever so idle.
+    It is as bad as its worst side, as gold has it, but not every side weighs as much. "long" is a
+    group with a fault: to it every word makes an answer better, be it ever so idle.
     """
     if group in WEIGHTS:
-        weights = np.array(WEIGHTS[group]) / sum(WEIGHTS[group])
-        return float(weights @ [judgement.helpful, judgement.truthful, judgement.harmless])
+        criteria = judgement.helpful, judgement.truthful, judgement.harmless
+        return 1 - max(weight * (1 - x) for weight, x in zip(WEIGHTS[group], criteria))
     return judgement.gold + _PER_WORD * len(_WORD.findall(answer)) * (group == "long")
 
 
