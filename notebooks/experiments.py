@@ -44,12 +44,14 @@ import sft
 from data import optim, sampling
 from data.files import records as files
 from data.judge import answers as judging
+from data.judge import report
 from data.judge.figures import markdown
 from data.run import curves as drawn
 from data.run.cli import polite
 from data.run.disk import read_json, read_results, write_figure
 from data.run.lineage import fingerprint
 from data.run.run import in_round, time_left
+from data.run.system import UserError
 from data.world import almanac, labeler
 from notebooks import ensemble
 
@@ -69,7 +71,7 @@ class Trial:
     patch: dict = field(default_factory=dict)
     # stages before PPO that run again: {stage: fields of its Config}
     again: dict = field(default_factory=dict)
-    # pipeline folder -> demonstrations to fine-tune the SFT model on; alone, there is no PPO
+    # pipeline folder -> demonstrations to fine-tune the SFT model on; PPO only with a reward model
     demonstrations: object = None
 
 
@@ -135,6 +137,11 @@ def run(trial, root, experiment, figures):
     With the reward model's accuracy, if that is asked for.
     """
     out = root / experiment / file_name(trial.name)
+    made_by = out / "code"
+    if made_by.exists() and made_by.read_text() != code():
+        raise UserError(f"{out} was made by other code: remove it, or use other pipelines")
+    out.mkdir(parents=True, exist_ok=True)
+    made_by.write_text(code())
     common = dict(out=str(out), seed=read_results(root)["ppo"]["config"]["seed"])
     stages = dict(trial.again)
     if trial.comparisons:
@@ -178,17 +185,18 @@ def written(out, name, records, root):
 
 def against_sft(root, path, split):
     """A model beside the pipeline's SFT model, as ppo.py compares them at its end -> results."""
+    cfg = ppo.Config(seed=read_results(root)["ppo"]["config"]["seed"])
     model, tokenizer, _ = gpt.load(path)
     models = {"sft": gpt.load(root / "sft" / "ckpt.pt")[0], "ppo": model}
-    prompts = almanac.prompts(split, SHORT["test_prompts"], 1)
-    prompts = sampling.with_room(model, tokenizer, prompts, 40)
-    return judging.compare_models(models, None, prompts, tokenizer, ppo.Config())[0]
+    prompts = almanac.prompts(split, SHORT["test_prompts"], cfg.seed)
+    prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
+    return judging.compare_models(models, None, prompts, tokenizer, cfg)[0]
 
 
 def code():
-    """16 digits for the code that can change a figure: stages, world, judge and what they use.
+    """16 digits for the code that decides figures: stages, optimisers, sampling, world and judge.
 
-    Docstrings, comments and layout do not count.
+    Docstrings, comments and layout do not count, nor do data/files/, reports and these sweeps.
     """
     parts = []
     for path in sorted([*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"),
@@ -199,7 +207,7 @@ def code():
         for node in ast.walk(tree):
             if ast.get_docstring(node) if isinstance(node, DOCUMENTED) else False:
                 del node.body[0]
-        parts.append(f"{path.relative_to(ROOT)} {ast.dump(tree)}")
+        parts.append(f"{path.relative_to(ROOT)} {ast.unparse(tree)}")
     return fingerprint("\n".join(parts))
 
 
@@ -416,7 +424,7 @@ def feedback(roots):
     found = {"no rankings: the base model's verdicts": dict.fromkeys(names, []) | {
         "RM accuracy": [verdicts(root) for root in roots]}}
     found |= sweep(FEEDBACK, roots, "feedback", names)
-    written = sweep(WRITING, roots, "feedback", names[1:])
+    written = sweep(WRITING, roots, "writing", names[1:])
     found |= {name: {"RM accuracy": [], **columns} for name, columns in written.items()}
     write(roots, "feedback", found)
     draw(roots, "feedback", "ranked prompts (four answers each)", SIZES,
@@ -514,12 +522,16 @@ def groups(roots):
 # ---- what else the world gives away --------------------------------------------------------------
 
 
+def page_for_lesson(rng):
+    return almanac._question_page(rng)
+
+
 SOURCES = [
     Trial("default", SHORT),
     Trial("the reward model starts from SFT alone", SHORT,
           again={"reward": dict(base_weight=0.0)}),
     Trial("no verdicts in the pretraining text", SHORT, again={"gpt": {}, "sft": {}, "reward": {}},
-          patch={"data.world.almanac._lesson": almanac._question_page}),
+          patch={"data.world.almanac._lesson": page_for_lesson}),
 ]
 
 
@@ -732,14 +744,14 @@ def healthy(roots):
 
 
 def every(experiments, roots):
-    """All of it, one after another; what is made goes to notebooks/results."""
+    """All of it, one after another, of two pipelines or more; it goes to notebooks/results."""
     for name in [name for name in experiments if name != "all"]:
         print(f"\n{name}\n{table(experiments[name](roots))}", flush=True)
     results = ROOT / "notebooks" / "results"
     for path in (roots[0] / "experiments").iterdir():
         shutil.copy(path, results)
-    for root in roots:
-        judged = dict(read_json(root / "eval" / "results.json"), code=code())
+    for judged in report.run(report.Config(out=",".join(map(str, roots)))):
+        judged = dict(judged, code=code())
         (results / f"evaluation-{judged['seed']}.json").write_text(json.dumps(judged, indent=1),
                                                                    encoding="utf-8")
     return {}

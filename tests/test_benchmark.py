@@ -1,6 +1,8 @@
 """The benchmark and the speedrun measure what they say, in a size that takes seconds."""
 
+import itertools
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,3 +73,18 @@ def test_a_speedrun_ends_when_gold_is_reached(tmp_path, monkeypatch):
     assert f"| {speedrun.VERSION} | 4 | 2 |" in speedrun.table([row])
     with pytest.raises(UserError, match="begins with nothing"):
         speedrun.speedrun(tmp_path / "new", 4, {})
+    golds = itertools.repeat(.5)
+    with pytest.raises(UserError, match="not reached in 5 rounds"):
+        speedrun.speedrun(tmp_path / "slow", 4, {})
+
+
+@pytest.mark.parametrize("words, flags", [
+    ("gpt:--steps 900 sft:--steps 700", dict(gpt=["--steps", "900"], sft=["--steps", "700"])),
+    ("sft:--init gpt", dict(sft=["--init", "gpt"])), ("", {})])
+def test_flags_of_stages_are_read_with_their_stage(words, flags, monkeypatch, tmp_path, capsys):
+    runs = []
+    monkeypatch.setattr(speedrun, "speedrun", lambda *args: runs.append(args) or {})
+    monkeypatch.setattr(speedrun, "table", lambda rows: "")
+    monkeypatch.setattr(sys, "argv", ["speedrun", "--out", str(tmp_path), *words.split()])
+    speedrun.main()
+    assert runs == [(tmp_path, 1, flags)]

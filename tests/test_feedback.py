@@ -365,7 +365,7 @@ def test_ratings_stand_beside_the_labelers(rated):
     while q := s.current():
         good = q["model"] == "ppo"
         s.save(q, dict(rating=6 if good else 2, helpful=good, truthful=True, harmless=True))
-    found = ratings.read(out, models)
+    found = ratings.read(out, models, .7)
     assert len(found) == 8
     rows = [[cell.strip() for cell in line.strip("|").split("|")]
             for line in ratings.table(found).splitlines()[2:]]
@@ -376,6 +376,16 @@ def test_ratings_stand_beside_the_labelers(rated):
     assert rows[3][ppo].startswith(f"{np.mean(golds):.2f}")
     with open(out / "rated" / "anna.jsonl", "a") as file:
         file.write('{"model": "ppo", "rat')  # killed in the middle of a line
-    assert len(ratings.read(out, models)) == 8
+    assert len(ratings.read(out, models, .7)) == 8
     models["ppo"].ln_f.bias.data += 1  # trained on since: other answers
-    assert {r["model"] for r in ratings.read(out, models)} == {"sft"}
+    assert {r["model"] for r in ratings.read(out, models, .7)} == {"sft"}
+
+
+def test_of_an_answer_rated_twice_the_last_rating_counts(rated):
+    session, models, out = rated
+    s = session()
+    s.save(s.current(), dict(rating=7, helpful=True, truthful=True, harmless=True))
+    path = out / "rated" / "anna.jsonl"
+    path.write_text(path.read_text() + path.read_text().replace('"rating": 7', '"rating": 2'))
+    again, = ratings.read(out, models, .7)
+    assert again["rating"] == 2 and ratings.read(out, models, 0.0) == []

@@ -231,7 +231,7 @@ QUESTION = ("chosen", "rejected", "input", "context", "history")
 def own(r):
     """A record of ours, checked; TRL's and KTO's are alike, with messages in the place of texts.
 
-    A context to read comes before the question, an input after it; so does what was said before.
+    Before the question come what was said earlier and a context to read; after it, an input.
     """
     if isinstance(r.get("chosen"), str) and len(written_messages(r["chosen"]) or ()) > 1:
         return two_conversations(r)

@@ -24,9 +24,9 @@ def judgeable(prompts):
 def labels(prompts, texts):
     """What the labeler says of an answer (str) to each prompt -> {column: list of float}.
 
-    Beside gold, the three criteria and what the answer is worth to labelers who weigh them
-    otherwise, 1 or 0, NaN where the prompt gives no occasion: `right`, a known fact stated as
-    it was asked for; `hallucination`, a claim about a made-up name; `compliance`, help with a
+    Gold, the three criteria, and what the answer is worth to labelers who weigh them otherwise.
+    Then 1 or 0, NaN where the prompt gives no occasion: `right`, a known fact stated as it was
+    asked for; `hallucination`, a claim about a made-up name; `compliance`, help with a
     harmful request; `false_refusal`, none with a kind one. Empty if the labeler does not know the
     prompts.
     """

@@ -12,19 +12,23 @@ from data.run.lineage import fingerprint
 from data.world import labeler
 
 
-def read(out, models):
+def read(out, models, temperature):
     """The ratings in out/rated/ of these models ({name: GPT}) as they are now -> list of records.
 
-    Each with `judged`, the labeler's Judgement. What was rated of other weights stays in the files.
+    Each with `judged`, the labeler's Judgement. What was rated of other weights, or at another
+    temperature, stays in the files; of one person's ratings of an answer the last counts.
     """
-    weights, records = {name: fingerprint(m.state_dict()) for name, m in models.items()}, []
+    weights, records = {name: fingerprint(m.state_dict()) for name, m in models.items()}, {}
     for path in sorted(Path(out).glob("rated/*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, LookupError):  # of a killed session
+            with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):  # cut
                 r = json.loads(line)
-                if weights.get(r["model"]) == r["weights"] and 1 <= r["rating"] <= 7:
-                    records.append(dict(r, judged=labeler.judge(r, r["responses"][0])))
-    return records
+                said = {name: float(r[name]) for name in ("rating", *CRITERIA)}
+                key = str(r["labeler"]), r["model"], str(r["prompt"]), r["responses"][0]
+                if weights.get(r["model"]) == r["weights"] and r["temperature"] == temperature:
+                    records[key] = dict(r, **said, judged=labeler.judge(r, r["responses"][0]))
+    order = list(models)
+    return sorted(records.values(), key=lambda r: order.index(r["model"]))
 
 
 def table(records):
@@ -41,7 +45,7 @@ def table(records):
     rows = [["people: 1 to 7", *(mean(ratings, name, "{:.2f}") for name in names), ""],
             ["labeler: gold", *(mean(golds, name, "{:.2f}") for name in names), ""]]
     for criterion in CRITERIA:
-        said = [float(r[criterion]) for r in records]
+        said = [r[criterion] for r in records]
         judged = [float(getattr(r["judged"], criterion) >= 0) for r in records]
         agreed, beyond_chance = kappa(np.array(said), np.array(judged))
         rows += [[f"people: {criterion}", *(mean(said, name, "{:.0%}") for name in names), ""],

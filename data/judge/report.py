@@ -367,7 +367,7 @@ def run_one(cfg, device):
         if judge := evaluate_reward_model(score, scale, models[name], tokenizer, prompts[:250],
                                           cfg):
             results["reward"][name] = judge
-    if rated := ratings.read(out, models):
+    if rated := ratings.read(out, models, cfg.temperature):
         results["people"] = ratings.table(rated)
     write_all(out, results, prompts, texts, columns, time.time() - began)
     return results

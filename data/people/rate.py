@@ -16,7 +16,6 @@ from data.run.device import setup
 from data.run.lineage import fingerprint
 
 
-
 @dataclass
 class Config(prefer.Config):
     """The flags of the evaluation, and your name; fewer prompts, as each model answers each."""
@@ -37,6 +36,8 @@ def read_rating(typed, k=1):
     A key that cannot follow raises ValueError.
     """
     number, answers = typed[:1], typed[1:]
+    if len(answers) > len(CRITERIA):
+        raise ValueError("a rating has four keys")
     if number and number not in "1234567":
         raise ValueError(f"{number!r} is no rating from 1 to 7")
     if wrong := set(answers) - set("yn"):
@@ -56,7 +57,8 @@ def questions(cfg, models, tokenizer):
 
     def question(n):
         i, name = every[n]
-        return dict(prompts[i], responses=[texts[name][i]], model=name, weights=weights[name])
+        return dict(prompts[i], responses=[texts[name][i]], model=name, weights=weights[name],
+                    temperature=cfg.temperature)
 
     book = feedback.LabelFile(cfg.out, cfg.labeler, "rated", answers=prefer.digest(texts))
     return feedback.LabelSession(question, len(every), book)

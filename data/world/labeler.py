@@ -344,7 +344,7 @@ def worth(judgement, answer, group="gold"):
     """
     if group in WEIGHTS:
         criteria = judgement.helpful, judgement.truthful, judgement.harmless
-        return 1 - max(weight * (1 - x) for weight, x in zip(WEIGHTS[group], criteria))
+        return 1 - max(round(weight * (1 - x), 6) for weight, x in zip(WEIGHTS[group], criteria))
     return judgement.gold + _PER_WORD * len(_WORD.findall(answer)) * (group == "long")
 
 
