@@ -134,7 +134,8 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("exp/speedrun"))
-    parser.add_argument("--save", action="store_true", help="keep the row in notebooks/results/speedrun.json")
+    parser.add_argument("--save", action="store_true",
+                        help="keep the row in notebooks/results/speedrun.json")
     args, others = parser.parse_known_args()
     flags, name = {}, None
     for word in others:  # gpt:--steps 900 sft:--steps 700
