@@ -55,6 +55,9 @@ from data.run.system import UserError
 from data.world import almanac, labeler
 from notebooks import ensemble
 
+ROOT = Path(__file__).parent.parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+
 # ---- running and reporting -----------------------------------------------------------------------
 
 
@@ -77,7 +80,6 @@ class Trial:
 
 FIGURES = {
     "gold": lambda r: r["ppo"]["ppo"]["gold"],
-    "greedy gold": lambda r: r["ppo"]["ppo"]["greedy"]["gold"],
     "by careful labelers": lambda r: r["ppo"]["win_rates"]["careful"],
     "by eager labelers": lambda r: r["ppo"]["win_rates"]["eager"],
     "length": lambda r: r["ppo"]["ppo"]["length"],
@@ -138,10 +140,10 @@ def run(trial, root, experiment, figures):
     """
     out = root / experiment / file_name(trial.name)
     made_by = out / "code"
-    if made_by.exists() and made_by.read_text() != code():
+    if made_by.exists() and made_by.read_text() != code_hash():
         raise UserError(f"{out} was made by other code: remove it, or use other pipelines")
     out.mkdir(parents=True, exist_ok=True)
-    made_by.write_text(code())
+    made_by.write_text(code_hash())
     common = dict(out=str(out), seed=read_results(root)["ppo"]["config"]["seed"])
     stages = dict(trial.again)
     if trial.comparisons:
@@ -178,7 +180,6 @@ def written(out, name, records, root):
     """The path of a trial's records (records(root) makes them), written once."""
     path = out / f"{name}.jsonl"
     if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
         files.write_jsonl(path, records(root))
     return str(path)
 
@@ -193,7 +194,8 @@ def against_sft(root, path, split):
     return judging.compare_models(models, None, prompts, tokenizer, cfg)[0]
 
 
-def code():
+@functools.cache
+def code_hash():
     """16 digits for the code that decides figures: stages, optimisers, sampling, world and judge.
 
     Docstrings, comments and layout do not count, nor do data/files/, reports and these sweeps.
@@ -205,14 +207,10 @@ def code():
                         ROOT / "data" / "judge" / "figures.py"]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if ast.get_docstring(node) if isinstance(node, DOCUMENTED) else False:
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
                 del node.body[0]
         parts.append(f"{path.relative_to(ROOT)} {ast.unparse(tree)}")
     return fingerprint("\n".join(parts))
-
-
-ROOT = Path(__file__).parent.parent
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
 def sweep(trials, roots, experiment, figures):
@@ -230,7 +228,7 @@ def sweep(trials, roots, experiment, figures):
 def write(roots, experiment, found):
     (roots[0] / "experiments").mkdir(exist_ok=True)
     path = roots[0] / "experiments" / f"{experiment}.json"
-    path.write_text(json.dumps(dict(found, code=code()), indent=1), encoding="utf-8")
+    path.write_text(json.dumps(dict(found, code=code_hash()), indent=1), encoding="utf-8")
 
 
 def table(found):
@@ -751,7 +749,7 @@ def every(experiments, roots):
     for path in (roots[0] / "experiments").iterdir():
         shutil.copy(path, results)
     for judged in report.run(report.Config(out=",".join(map(str, roots)))):
-        judged = dict(judged, code=code())
+        judged = dict(judged, code=code_hash())
         (results / f"evaluation-{judged['seed']}.json").write_text(json.dumps(judged, indent=1),
                                                                    encoding="utf-8")
     return {}

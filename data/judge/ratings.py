@@ -18,8 +18,9 @@ def read(out, models, temperature):
     Each with `judged`, the labeler's Judgement. What was rated of other weights, or at another
     temperature, stays in the files; of one person's ratings of an answer the last counts.
     """
-    weights, records = {name: fingerprint(m.state_dict()) for name, m in models.items()}, {}
-    for path in sorted(Path(out).glob("rated/*.jsonl")):
+    paths, records = sorted(Path(out).glob("rated/*.jsonl")), {}
+    weights = {name: fingerprint(m.state_dict()) for name, m in models.items() if paths}
+    for path in paths:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError):  # cut
                 r = json.loads(line)

@@ -1,6 +1,5 @@
 """`python ppo.py --prefer`: you compare the newest policy's answers with the SFT model's, blind."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from data.judge.tables import number
 from data.people import feedback
 from data.run.cli import flag
 from data.run.device import setup
+from data.run.lineage import fingerprint
 
 
 @dataclass
@@ -28,11 +28,6 @@ def sampled(cfg, models, tokenizer, names):
                                          cfg.temperature)[0] for name in names}
 
 
-def digest(texts):
-    """A name for these very answers: other models' are other questions."""
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
 def run(cfg):
     """Ask a person; what was said in earlier sessions counts -> how often the policy is preferred.
     """
@@ -40,7 +35,8 @@ def run(cfg):
     prompts, texts = sampled(cfg, models, tokenizer, (newest, "sft"))
     pairs = list(zip(texts[newest], texts["sft"]))
     # not beside the labels to learn from: these are held-out prompts
-    book = feedback.LabelFile(cfg.out, cfg.labeler, f"judged-{newest}-sft", answers=digest(pairs))
+    book = feedback.LabelFile(cfg.out, cfg.labeler, f"judged-{newest}-sft",
+                              answers=fingerprint(json.dumps(pairs)))
 
     def question(n):
         one, other = pairs[n]

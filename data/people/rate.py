@@ -5,6 +5,7 @@ From 1 to 7, and whether the answer is helpful, truthful and harmless, as Instru
 labeler's.
 """
 
+import json
 import random
 from dataclasses import dataclass
 
@@ -60,7 +61,8 @@ def questions(cfg, models, tokenizer):
         return dict(prompts[i], responses=[texts[name][i]], model=name, weights=weights[name],
                     temperature=cfg.temperature)
 
-    book = feedback.LabelFile(cfg.out, cfg.labeler, "rated", answers=prefer.digest(texts))
+    book = feedback.LabelFile(cfg.out, cfg.labeler, "rated",
+                              answers=fingerprint(json.dumps(texts)))
     return feedback.LabelSession(question, len(every), book)
 
 

@@ -211,7 +211,8 @@ def judge(prompt, answer):
     if not said:
         j.lower("helpful", -1.0, "says nothing")
         return j
-    stated = claims(answer, *(prompt["relation"], prompt["subject"]) if asks_fact else (None, None))
+    stated = claims(answer, prompt["relation"] if asks_fact else None,
+                    prompt["subject"] if asks_fact else None)
     _judge_truth(j, stated)
     declines = any(_REFUSAL.search(s) for s in said)
     meant = [s for s in said if not _REFUSAL.search(s) and not _NEGATED.search(s)]
