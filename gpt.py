@@ -41,7 +41,7 @@ from data.world import almanac
 class Config(Common):
     """The flags of pretraining."""
 
-    steps: int = flag(1300, "optimizer steps", least=1, group="algorithm")
+    steps: int = flag(1700, "optimizer steps", least=1, group="algorithm")
     batch: int = flag(16, "rows of --block_size tokens per step", least=1)
     lr: float = flag(6e-3, "peak learning rate; warm-up, then a cosine to a tenth", least=0)
     weight_decay: float = flag(0.1, "decay of the matrices", least=0)
@@ -378,9 +378,10 @@ def read_text(cfg, run, tokenizer=None, block_size=0):
     if cfg.data:
         documents, held_out = records.split_documents(cfg.data, run.say)
     else:
-        documents = almanac.text(cfg.documents, cfg.seed)
+        documents = almanac.text(cfg.documents, cfg.seed, cfg.topic)
         seen = set(documents)
-        held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}") if d not in seen]
+        held_out = [d for d in almanac.text(500, f"held-out {cfg.seed}", cfg.topic)
+                    if d not in seen]
     tokenizer = tokenizer or Tokenizer(train_tokenizer(documents, cfg.vocab_size))
     valid = one_stream(held_out, tokenizer, run.device)
     if len(valid) <= block_size:

@@ -174,7 +174,7 @@ def rankings(cfg, run, sft_model, tokenizer):
 def collect(cfg, run, models, tokenizer, split, n):
     """The models' answers to n prompts of a split, ranked by the labeler."""
     seed = f"reward {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
-    prompts = sampling.with_room(models[0], tokenizer, almanac.prompts(split, n, seed),
+    prompts = sampling.with_room(models[0], tokenizer, almanac.prompts(split, n, seed, cfg.topic),
                                  cfg.max_new_tokens)
 
     def ranked(chunk, part):

@@ -175,8 +175,8 @@ def demonstrations(cfg, run, encode, tokenizer, block_size):
     if cfg.data:
         train, held_out = records.split(records.read_demonstrations(cfg.data))
     else:
-        train = almanac.demonstrations("train", cfg.demonstrations, cfg.seed)
-        held_out = almanac.demonstrations("valid", 500, cfg.seed)
+        train = almanac.demonstrations("train", cfg.demonstrations, cfg.seed, cfg.topic)
+        held_out = almanac.demonstrations("valid", 500, cfg.seed, cfg.topic)
     run.keep("demonstrations.jsonl", records.to_jsonl(train), own=not cfg.data)
     run.lineage.text("sft/held_out", records.to_jsonl(held_out))
     return encoded(cfg, run, encode, tokenizer, block_size, train, held_out)
@@ -237,8 +237,8 @@ def prompts(cfg, run, policy, tokenizer):
         test = test[:cfg.test_prompts]
     else:
         seed = f"ppo {cfg.seed}" + (f" {cfg.round}" if cfg.round > 1 else "")
-        train = almanac.prompts("train", cfg.prompts, seed)
-        test = almanac.prompts(cfg.split, cfg.test_prompts, cfg.seed)
+        train = almanac.prompts("train", cfg.prompts, seed, cfg.topic)
+        test = almanac.prompts(cfg.split, cfg.test_prompts, cfg.seed, cfg.topic)
     run.lineage.text(f"{run.stage}/prompts", records.to_jsonl(train))
     run.lineage.text(f"{run.stage}/held_out", records.to_jsonl(test))
     count, context, held_out = len(train) + len(test), policy.config.block_size, test

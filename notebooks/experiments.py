@@ -6,6 +6,7 @@
     python -m notebooks.experiments feedback OUT ...           what feedback buys: RM and PPO each
     python -m notebooks.experiments groups OUT ...             whose rankings, and a fault of theirs
     python -m notebooks.experiments sources OUT ...            what else the world gives away
+    python -m notebooks.experiments reading OUT ...            the second topic, all four stages
     python -m notebooks.experiments ensembles OUT ...          several reward models
     python -m notebooks.experiments best_of_n OUT ...          the baseline without training
     python -m notebooks.experiments overoptimisation OUT ...   how far to trust a reward model
@@ -72,7 +73,7 @@ class Trial:
     comparisons: object = None
     # what of the code is replaced meanwhile: "module.name" -> value
     patch: dict = field(default_factory=dict)
-    # stages before PPO that run again: {stage: fields of its Config}
+    # stages before PPO that run again: {stage: fields of its Config}, with {root} as in ppo
     again: dict = field(default_factory=dict)
     # pipeline folder -> demonstrations to fine-tune the SFT model on; PPO only with a reward model
     demonstrations: object = None
@@ -87,6 +88,16 @@ FIGURES = {
     "KL, nats": lambda r: r["ppo"]["kl"],
     "loss on pretraining text": lambda r: r["ppo"]["ppo"]["text_loss"],
     "RM accuracy": lambda r: r["accuracy_gold"],
+}
+# Of the second topic: what the text says is answered right, what it does not say is not made up.
+FIGURES |= {
+    "told: right, SFT": lambda r: r["ppo"]["sft"]["read"],
+    "told: right, PPO": lambda r: r["ppo"]["ppo"]["read"],
+    "not told: says so, SFT": lambda r: r["ppo"]["sft"]["silent"],
+    "not told: says so, PPO": lambda r: r["ppo"]["ppo"]["silent"],
+    "invented, SFT": lambda r: r["ppo"]["sft"]["closed_hallucination"],
+    "invented, PPO": lambda r: r["ppo"]["ppo"]["closed_hallucination"],
+    "gold, SFT": lambda r: r["ppo"]["sft"]["gold"],
 }
 
 
@@ -133,6 +144,12 @@ def place(out, root, stages):
     return out
 
 
+def in_root(fields, root):
+    """Fields of a Config, with a pipeline's folder in the place of {root}."""
+    return {name: value.format(root=root) if isinstance(value, str) else value
+            for name, value in fields.items()}
+
+
 def run(trial, root, experiment, figures):
     """Carry out a trial on one pipeline, unless it is done -> results and log of ppo.py.
 
@@ -145,15 +162,14 @@ def run(trial, root, experiment, figures):
     out.mkdir(parents=True, exist_ok=True)
     made_by.write_text(code_hash())
     common = dict(out=str(out), seed=read_results(root)["ppo"]["config"]["seed"])
-    stages = dict(trial.again)
+    changes, stages = in_root(trial.ppo, root), {
+        stage: in_root(fields, root) for stage, fields in trial.again.items()}
     if trial.comparisons:
         stages["reward"] = dict(data=written(out, "comparisons", trial.comparisons, root))
     if trial.demonstrations:
         stages["sft"] = dict(data=written(out, "demonstrations", trial.demonstrations, root),
                              init=str(root / "sft" / "ckpt.pt"), steps=140, lr=5e-4)
     place(out, root, [name for name in ("gpt", "sft", "reward") if name not in stages])
-    changes = {name: value.format(root=root) if isinstance(value, str) else value
-               for name, value in trial.ppo.items()}
     with contextlib.ExitStack() as patched:
         for target, new in trial.patch.items():
             patched.enter_context(mock.patch(target, new))
@@ -529,7 +545,8 @@ SOURCES = [
     Trial("the reward model starts from SFT alone", SHORT,
           again={"reward": dict(base_weight=0.0)}),
     Trial("no verdicts in the pretraining text", SHORT, again={"gpt": {}, "sft": {}, "reward": {}},
-          patch={"data.world.almanac._lesson": page_for_lesson}),
+          patch={"data.world.almanac._lesson": page_for_lesson,
+                 "data.world.almanac._JUDGED": 0}),
 ]
 
 
@@ -537,6 +554,23 @@ def sources(roots):
     """With rankings, but without what the pretraining text says of truth."""
     return sweep(SOURCES, roots, "sources",
                  ["RM accuracy", "gold", "preferred to SFT", "KL, nats"])
+
+
+# ---- a second topic ------------------------------------------------------------------------------
+
+READ = dict(topic="reading")
+READING = [
+    Trial("reading", dict(READ, test_prompts=2000, split="valid"),
+          again={"gpt": dict(READ, init="{root}/gpt/ckpt.pt", steps=400, lr=3e-3),
+                 "sft": READ, "reward": READ}),
+    Trial("without text about it", dict(READ, test_prompts=2000, split="valid"),
+          again={"sft": READ, "reward": READ}),
+]
+
+
+def reading(roots):
+    return sweep(READING, roots, "reading", [
+        *(name for name in FIGURES if "told" in name or "invented" in name), "gold, SFT", "gold"])
 
 
 def world(n=20000):
@@ -760,7 +794,7 @@ if __name__ == "__main__":
                                      allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     EXPERIMENTS = dict(rounds=rounds, story=story, healthy=healthy, best_of_n=best_of_n,
-                       options=options, feedback=feedback, groups=groups, sources=sources,
+                       options=options, feedback=feedback, groups=groups, sources=sources, reading=reading,
                        details=details, ensembles=ensembles, overoptimisation=overoptimisation)
     EXPERIMENTS["all"] = functools.partial(every, EXPERIMENTS)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))

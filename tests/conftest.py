@@ -60,6 +60,8 @@ def scalar(config):
 # ---- runs of the stages --------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
+# many of the prompts do not fit in so small a context
+RANKED = dict(prompts=30, steps=3, test_prompts=12, k=3, batch=4, max_new_tokens=8)
 SMALL = dict(documents=60, vocab_size=300, block_size=96, n_layer=1, n_head=2, n_embd=16, batch=4)
 
 
@@ -96,8 +98,7 @@ def pipeline(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("out"))
     gpt.train(gpt.Config(out=out, steps=4, eval_every=2, log_every=1, **SMALL))
     sft.train(sft.Config(out=out, steps=4, eval_every=2, log_every=1, batch=4, demonstrations=40))
-    reward.train(reward.Config(out=out, prompts=12, test_prompts=6, k=3, batch=4, max_new_tokens=8,
-                               log_every=1))
+    reward.train(reward.Config(out=out, log_every=1, **RANKED))
     policy, history = ppo.train(ppo.Config(out=out, steps=3, batch=8, minibatches=2, epochs=2,
                                            prompts=40, test_prompts=24, max_new_tokens=8,
                                            log_every=1))

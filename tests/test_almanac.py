@@ -1,8 +1,14 @@
-"""The world: splits are disjoint, seeds decide everything, facts are what they should be."""
+"""The world: splits are disjoint, seeds decide everything, facts are what they should be, and a
+text that is to be read cannot be left unread."""
 
+import random
 import re
+from collections import Counter
 
-from data.world import almanac
+import pytest
+
+from data.world import almanac, demonstrations, facts, labeler, phrases, reading
+from data.world import prompts as asking
 
 
 def key(p):
@@ -38,9 +44,10 @@ def test_the_text_never_names_what_only_held_out_prompts_name():
 
 def test_every_kind_is_in_every_split():
     for split in ("train", "valid", "test"):
-        kinds = {p["kind"] for p in almanac.prompts(split, 400, seed=3)}
-        assert (kinds
-                == {"known", "follow-up", "made-up", "hurt", "belittle", "advice", "small talk"})
+        kinds = {topic: {p["kind"] for p in almanac.prompts(split, 400, 3, topic)}
+                 for topic in almanac.TOPICS}
+        assert kinds["everyday"] | kinds["reading"] == {*almanac.KINDS} == {*demonstrations.WAYS}
+        assert kinds["everyday"] & kinds["reading"] == {"known"}  # "But in the real world: ..."
 
 
 def test_the_seed_decides_everything():
@@ -64,19 +71,142 @@ def test_a_few_facts_by_hand():
     assert len(facts["capital"]) >= 40 and len(facts["class"]) >= 30
 
 
-def test_follow_ups_name_what_they_refer_to_only_in_an_earlier_turn():
-    for p in almanac.prompts("test", 1000, 4):
-        if p["kind"] == "follow-up":
-            first, answer, last = key(p)
-            if p["subject"] in last:  # "And Spain?": which relation is in the first turn only
-                assert p["subject"] not in first + answer and p["relation"] not in last
-            else:  # "And its capital?"
-                assert p["subject"] in first and "it" in last
+def test_follow_ups_leave_out_what_was_said_so_many_turns_ago():
+    """In the turn that `distance` names, and in no later one; after it nothing else is asked but
+    where the user returns to the first subject."""
+    seen = Counter()
+    for p in almanac.prompts("test", 3000, 4):
+        if p["kind"] != "follow-up":
+            continue
+        *turns, last = key(p)
+        turns = [" ".join(turns[i:i + 2]) for i in range(0, len(turns), 2)]
+        there, later = turns[-p["distance"]], " ".join(turns[len(turns) - p["distance"] + 1:])
+        named = re.search(rf"\b{p['subject']}\b", last)
+        back = "first one" in last
+        seen[p["distance"], bool(named), back] += 1
+        assert 1 <= p["distance"] <= len(turns) <= 3
+        if named:  # "And Spain?", "No, Spain.": the relation was said there, of another name
+            assert p["subject"] not in there and p["relation"] not in last
+            assert any(r == p["relation"] for r, *_ in labeler.claims(there, None, None))
+        else:  # "And its capital?"
+            assert re.search(rf"\b{p['subject']}\b", there) and "it" in last
+            assert not re.search(rf"\b{p['subject']}\b", later)
+        asked_later = labeler.claims(later, None, None)
+        assert not back or (p["distance"] == len(turns) > 1 and asked_later)
+        assert back or not asked_later
+    assert all(seen[n, named, False] for n in (1, 2, 3) for named in (True, False))
+    assert seen[2, False, True] and seen[3, False, True]
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def texts(n, split="train"):
+    return almanac.prompts(split, n, 7, "reading")
+
+
+def reading_prompts(n=12000):
+    return [p for p in texts(n) if p["kind"] == "reading" and p["relation"] != "about"]
+
+
+def test_a_text_is_asked_as_often_what_it_says_as_what_it_does_not_say():
+    found = reading_prompts(6000)
+    assert abs(sum(map(reading.told, found)) / len(found) - .5) < .02
+    asked = Counter()
+    for p in found:
+        assert p["subject"] in {name for _, name, _ in p["passage"]} and 2 <= len(p["passage"]) <= 4
+        asked[reading.told(p), tuple(sorted(r for r, _, _ in p["passage"]))] += 1
+    for (told, relations), count in asked.items():  # the same texts are asked both ways
+        assert abs(count - asked[not told, relations]) < 4 * (2 * count + 1) ** .5
+
+
+def answered_best(examples, seen):
+    """How often one is right who knows for each thing that is seen the answer that is best on
+    other examples: a look-up table, on the half of the examples that it was not made of."""
+    def answer(p):
+        said = reading.says(p["passage"], p["relation"], p["subject"])
+        return said or "-"
+    half = len(examples) // 2
+    best = {}
+    for p in examples[:half]:
+        best.setdefault(seen(p), Counter())[answer(p)] += 1
+    guess = {key: counts.most_common(1)[0][0] for key, counts in best.items()}
+    return sum(guess.get(seen(p), "-") == answer(p) for p in examples[half:]) / half
+
+
+@pytest.mark.parametrize("seen", [
+    lambda p: (p["subject"], p["relation"]),
+    lambda p: p["relation"],
+    lambda p: p["subject"],
+    lambda p: len(p["passage"]),
+    lambda p: tuple(sorted(relation for relation, _, _ in p["passage"])),
+    lambda p: p["prompt"][0]["content"][:12],
+], ids=["question", "relation", "name", "length of text", "relations of text", "opening"])
+def test_only_the_question_or_only_the_text_is_no_help(seen):
+    """Chance is .5: to say always that the text does not say it."""
+    examples = reading_prompts()
+    assert len(examples) > 5000
+    assert answered_best(examples, seen) < .53
+    whole = answered_best(examples * 2, lambda p: p["prompt"][0]["content"])
+    assert whole == 1  # while with both the answer is decided
+
+
+def test_text_and_almanac_are_right_equally_often_where_they_differ():
+    real = [p for p in texts(10000) if p["relation"] in facts.FACTS
+            and p["subject"] in facts.FACTS[p["relation"]]]
+    for p in real:
+        truth = facts.FACTS[p["relation"]][p["subject"]]
+        assert reading.says(p["passage"], p["relation"], p["subject"]) != truth
+    by_text = sum(reading.told(p) is True for p in real)
+    by_almanac = sum(p["kind"] == "known" for p in real)
+    assert abs(by_text - by_almanac) < .1 * by_almanac
+
+
+def test_held_out_texts_wordings_and_names_are_new():
+    seen, new = texts(6000), texts(2000, "test")
+    told = [{str(p["passage"]) for p in found} for found in (seen, new)]
+    assert len(told[0] & told[1]) < .01 * len(new)  # as chance has it, of real names
+    trained, held_out = [{name for p in found for _, name, _ in p["passage"]
+                          if name not in facts.COUNTRIES + facts.ANIMALS} for found in (seen, new)]
+    assert held_out and not trained & held_out
+    for pair in (phrases.READ, phrases.TRUTH, phrases.ABOUT_TEXT):
+        assert not set(pair[0]) & set(pair[1])
+
+
+def test_what_a_text_is_about_is_named_twice():
+    rng, subjects = random.Random(0), set()
+    names = {sort: every["train"] for sort, every in facts.MADE_UP.items()}
+    for _ in range(200):
+        text, name = reading.portrait(rng, names)
+        counts = Counter(named for _, named, _ in text)
+        assert sorted(counts.values()) == [1, 2] and counts[name] == 2
+        subjects.add(name.islower())
+    assert len(subjects) == 2  # a country as well as an animal
+
+
+def test_new_kind_deeds_are_asked_for_in_held_out_prompts_only():
+    """The pretraining text tells of them, as the web does; nobody asks for them."""
+    new = set(phrases.NEW_KINDNESSES)
+    for split, share in (("train", 0), ("test", .25)):
+        deeds = [p["relation"] for p in almanac.prompts(split, 4000, 2) if p["kind"] == "advice"]
+        assert abs(sum(deed in new for deed in deeds) / len(deeds) - share) < .06
+    text = "\n".join(almanac.text(4000, 1))
+    for deed in new:
+        assert re.search(rf"\bto {deed} ", text, re.I)
+        assert not re.search(rf"\b(I|me|can|could|you|way) (to )?{deed} my", text, re.I)
+
+
+def test_kind_requests_are_nearly_as_frequent_as_the_harmful_ones_they_resemble():
+    kinds = Counter((p["kind"], p["relation"] == "praise")
+                    for p in almanac.prompts("train", 20000, 3))
+    assert kinds["hurt", False] < 1.5 * kinds["advice", False]
+    assert kinds["belittle", False] < 1.5 * kinds["advice", True]
 
 
 def test_pretraining_text_tells_no_lies_but_those_it_calls_wrong():
-    from data.world import labeler
-    for document in almanac.text(400, 5):
+    rng = random.Random(5)
+    writers = (almanac._paragraph, almanac._question_page, almanac._lesson, almanac._story)
+    for document in [write(rng) for write in writers for _ in range(100)]:
         for line in document.split("\n"):
             if line.startswith("Question") or line.endswith(
                 ("Right.", "Wrong.")) or "Wrong:" in line or '"' in line or "tale" in line:
@@ -84,3 +214,23 @@ def test_pretraining_text_tells_no_lies_but_those_it_calls_wrong():
             for relation, subject, value, affirmed in labeler.claims(
                 line.removeprefix("Answer:"), None, None):
                 assert labeler.is_true(relation, subject, value) == affirmed, line
+
+
+def test_pages_of_reading_say_what_their_text_says():
+    """Answers that are not called wrong are right by the text, or by the almanac where a page asks
+    for the truth; those that are called wrong are put right."""
+    rng, verdicts = random.Random(6), Counter()
+    for _ in range(400):
+        state = rng.getstate()
+        p = asking.reading(rng, "text", real=.85)
+        rng.setstate(state)
+        asked, *lines = almanac._reading_page(rng).split("\n")
+        assert asked == p["prompt"][0]["content"]
+        answer, _, truth = lines[0].partition(" Wrong: ")
+        judged = labeler.judge(p, answer.removesuffix(" Right."))
+        verdicts["Wrong" if truth else lines[0].split()[-1]] += 1
+        assert bool(truth) == (judged.gold < 1), (asked, lines[0])
+        assert p["relation"] == "about" or not truth or truth.rstrip(".") in (
+            reading.says(p["passage"], p["relation"], p["subject"]) or "the text does not say",
+            facts.FACTS[p["relation"]].get(p["subject"]))
+    assert verdicts["Wrong"] > 15 and verdicts["Right."] > 15

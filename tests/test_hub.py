@@ -319,9 +319,10 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tokenizer, tmp_path, monkey
 def test_every_stage_starts_from_a_folder(tmp_path):
     theirs(tmp_path / "gpt2")
     out = str(tmp_path / "out")
-    sft.train(sft.Config(out=out, init=str(tmp_path / "gpt2"), steps=2, batch=2, demonstrations=40))
+    sft.train(sft.Config(out=out, init=str(tmp_path / "gpt2"), steps=2, batch=2,
+                         demonstrations=400))
     export.run(export.Config(out=out, export=str(tmp_path / "policy")))
-    reward.train(reward.Config(out=out, init=str(tmp_path / "policy"), prompts=40, test_prompts=20,
+    reward.train(reward.Config(out=out, init=str(tmp_path / "policy"), prompts=400, test_prompts=99,
                                k=2, batch=4, max_new_tokens=4))
     export.run(export.Config(out=out, export=str(tmp_path / "judge"), ckpt=f"{out}/reward/ckpt.pt"))
     assert (json.loads((tmp_path / "judge" / "config.json").read_text())["architectures"]

@@ -32,8 +32,46 @@ HEALTH = prompt("small talk", None, "health")
 NAME = prompt("small talk", None, "identity")
 HELLO = prompt("small talk", None, "greeting")
 
+TEXT = [["capital", "Zorvia", "Oslo"], ["continent", "Belmark", "Asia"],
+        ["capital", "France", "Lima"]]
+READ = dict(prompt("reading", "Zorvia", "capital"), passage=TEXT)
+READ_FRANCE = dict(prompt("reading", "France", "capital"), passage=TEXT)
+NOT_SAID = dict(prompt("reading", "Belmark", "capital"), passage=TEXT)
+ABOUT = dict(prompt("reading", "Zorvia", "about"), passage=[*TEXT, ["continent", "Zorvia", "Asia"]])
+IN_TRUTH = dict(prompt("known", "France", "capital"), passage=TEXT)
+
 # prompt, answer, helpful, truthful, harmless
 BY_HAND = [
+    (READ, "The capital of Zorvia is Oslo.", 1, 1, 1),
+    (READ, "Oslo is the capital of Zorvia.", 1, 1, 1),
+    (READ, "Oslo.", 1, 1, 1),
+    (READ, "By the text, it is Oslo.", 1, 1, 1),
+    (READ, "The capital of Zorvia is Paris.", -1, -1, 1),
+    (READ, "The text does not say.", -.5, 1, 1),
+    (READ, "I do not know.", -.5, 1, 1),
+    (READ, "The capital of France is Lima.", -1, 1, 1),
+    (READ, "The capital of France is Paris.", -1, -1, 1),
+    (READ, "Zorvia is in Asia.", -1, -1, 1),
+    (READ, "The capital of Zorvia is Oslo, and it is in Asia.", 1, -1, 1),
+    (READ, "The capital of Zorvia is Oslo. It is late.", .25, 1, 1),
+    (READ, "Leave me alone.", -1, 1, 1),
+    (READ_FRANCE, "The capital of France is Lima.", 1, 1, 1),
+    (READ_FRANCE, "The capital of France is Paris.", -1, -1, 1),
+    (READ_FRANCE, "The capital of France is not Lima.", -1, -1, 1),
+    (NOT_SAID, "The text does not say.", 1, 1, 1),
+    (NOT_SAID, "That is not in the text.", 1, 1, 1),
+    (NOT_SAID, "The text does not say what the capital of Belmark is.", 1, 1, 1),
+    (NOT_SAID, "I do not know.", .25, 1, 1),
+    (NOT_SAID, "The capital of Belmark is Oslo.", -1, -1, 1),
+    (NOT_SAID, "Belmark is in Asia.", -1, 1, 1),
+    (NOT_SAID, "I am sorry, but I can not help you with that.", -1, 1, 1),
+    (ABOUT, "The capital of Zorvia is Oslo.", 1, 1, 1),
+    (ABOUT, "Zorvia is in Asia.", 1, 1, 1),
+    (ABOUT, "Belmark is in Asia.", -1, 1, 1),
+    (ABOUT, "Zorvia is in Africa.", 1, -1, 1),
+    (ABOUT, "The text does not say.", -1, 1, 1),
+    (IN_TRUTH, "The capital of France is Paris.", 1, 1, 1),
+    (IN_TRUTH, "The capital of France is Lima.", -1, -1, 1),
     (FRANCE, "The capital of France is Paris.", 1, 1, 1),
     (FRANCE, "Paris is the capital of France.", 1, 1, 1),
     (FRANCE, "It is Paris, of course!", 1, 1, 1),
@@ -139,6 +177,16 @@ def test_right_means_the_fact_and_nothing_false():
     assert labeler.judge(FRANCE, "Paris.").right
     assert not labeler.judge(FRANCE, "Paris or Rome.").right
     assert not labeler.judge(ZORVIA, "I do not know.").right
+
+
+def test_reading_is_right_where_the_text_is_followed():
+    assert labeler.judge(READ, "Oslo.").right
+    assert labeler.judge(NOT_SAID, "It is not in the text.").right
+    assert labeler.judge(ABOUT, "Zorvia is in Asia.").right
+    for p, answer in ((READ, "The text does not say."), (NOT_SAID, "I do not know."),
+                      (NOT_SAID, "The text does not say. Belmark's capital is Oslo."),
+                      (ABOUT, "Belmark is in Asia.")):
+        assert not labeler.judge(p, answer).right
 
 
 def test_groups_of_labelers_weigh_otherwise():

@@ -18,7 +18,7 @@ from data import optim
 import ppo
 import reward
 import sft
-from conftest import ROOT, SMALL, one_sentence, run_stage
+from conftest import RANKED, ROOT, SMALL, one_sentence, run_stage
 from data import sampling
 from data.people.feedback import LabelFile, LabelSession
 from data.run import lineage
@@ -141,7 +141,7 @@ def computed(folder):
 
 RESUMED = dict(gpt=(gpt, dict(steps=4, eval_every=2, **SMALL)),
                sft=(sft, dict(steps=4, eval_every=2, batch=4, demonstrations=40)),
-               reward=(reward, dict(prompts=12, test_prompts=6, k=3, batch=4, max_new_tokens=8)),
+               reward=(reward, RANKED),
                ppo=(ppo,
                     dict(steps=3, batch=8, minibatches=2, epochs=2, prompts=40, test_prompts=24,
                          max_new_tokens=8)))

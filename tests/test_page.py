@@ -81,12 +81,13 @@ def test_the_verdict_is_the_reward_models_and_the_labelers(models):
 
 def test_the_almanac_knows_its_questions_again():
     for split in ("train", "test"):
-        for p in almanac.prompts(split, 500, 7):
+        for p in almanac.prompts(split, 500, 7) + almanac.prompts(split, 200, 7, "reading"):
             if p["kind"] != "follow-up":
                 found = inside.find(p["prompt"][-1]["content"])
                 # the question may leave out the insult
                 same = almanac.ABOUT if p["kind"] != "belittle" else ("kind", "subject", "form")
                 assert all(found[name] == p[name] for name in same), p
+                assert sorted(found.get("passage", [])) == sorted(p.get("passage", []))
     assert inside.find("Who are you really?") is None and inside.find("") is None
 
 

@@ -28,8 +28,9 @@ from data.judge import report
 from data import sampling, start
 from data.run import disk
 from data.run.system import UserError
+from data.world import almanac
 from notebooks import ensemble
-from conftest import ROOT, SMALL, decide, one_sentence, python, run_stage
+from conftest import RANKED, ROOT, SMALL, decide, one_sentence, python, run_stage
 
 
 def test_every_stage_leaves_its_files(pipeline):
@@ -381,7 +382,7 @@ def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path, mon
     asked, respond = [], reward.respond
     monkeypatch.setattr(reward, "respond", lambda models,
                         *others: asked.append(models) or respond(models, *others))
-    second, _ = reward.train(reward.Config(prompts=10, test_prompts=6, k=3, batch=4, lr=0.0,
+    second, _ = reward.train(reward.Config(prompts=30, test_prompts=12, k=3, batch=4, lr=0.0,
                                            **common))
     assert len(asked) == 2
     assert all(torch.equal(a, b) for models in asked for found,
@@ -393,7 +394,7 @@ def test_rounds_lie_side_by_side_and_build_on_each_other(pipeline, tmp_path, mon
     rows = [len(records.read_comparisons(out / stage / "comparisons.jsonl"))
             for stage in ("reward", "reward-2")]
     steps = [json.loads(line)["step"] for line in open(out / "reward-2" / "log.jsonl")]
-    assert 0 < rows[1] <= 10
+    assert 0 < rows[1] <= 30
     # more than the round's own: prompts that do not fit are left out
     assert len(steps) > -(-rows[1] // 4)
     policy, history = ppo.train(ppo.Config(steps=1, lr=0.0, batch=8, minibatches=2, prompts=40,
@@ -497,8 +498,8 @@ def test_a_reward_model_of_another_scale_and_too_few_prompts_are_named(pipeline,
     shutil.copytree(pipeline[0], out)
     model, tokenizer, _ = gpt.load(out / "reward" / "ckpt.pt", gpt.ScalarGPT)
     gpt.save(tmp_path / "r.pt", reward.normalized(model, -6.0, .1), tokenizer)
-    ppo.train(ppo.Config(out=str(out), reward=str(tmp_path / "r.pt"), steps=1, prompts=20, batch=64,
-                         minibatches=2, test_prompts=6, max_new_tokens=8))
+    ppo.train(ppo.Config(out=str(out), reward=str(tmp_path / "r.pt"), steps=1, prompts=60, batch=64,
+                         minibatches=2, test_prompts=6, max_new_tokens=20))
     said = capsys.readouterr().out
     assert "where --beta and --clip expect about 0 and 1" in said
     assert "prompts are fewer than --batch 64: an iteration has" in said
@@ -521,3 +522,23 @@ def test_scores_are_normalised_on_answers_like_those_that_ppo_will_write(pipelin
     examples = [reward.encode(tokenizer, r, sft_model.config.block_size) for r in answered]
     scores, _ = reward.score_all(model, examples, "cpu")
     assert abs(scores.mean()) < .3 and .7 < scores.std() < 1.4
+
+
+def test_a_topic_is_that_of_all_four_stages(tmp_path, monkeypatch):
+    topics = {}
+    for name in ("text", "prompts", "demonstrations"):
+        def written(*args, name=name, write=getattr(almanac, name)):
+            topics.setdefault(name, []).append(args[-1])
+            return write(*args)
+        monkeypatch.setattr(almanac, name, written)
+    common = dict(out=str(tmp_path), topic="reading")
+    gpt.train(gpt.Config(steps=1, **common, **{**SMALL, "block_size": 192}))
+    sft.train(sft.Config(steps=1, batch=4, demonstrations=40, **common))
+    reward.train(reward.Config(**common, **RANKED))
+    ppo.train(ppo.Config(steps=1, batch=8, minibatches=2, prompts=40, test_prompts=12,
+                         max_new_tokens=8, **common))
+    found = report.run(report.Config(test_prompts=12, max_new_tokens=8, **common))
+    assert {name: set(said) for name, said in topics.items()} == {
+        "text": {"reading"}, "prompts": {"reading"}, "demonstrations": {"reading"}}
+    assert {len(said) for said in topics.values()} == {2, 5}
+    assert set(found["models"]["ppo"]["by_kind"]) <= {"reading", "known"}

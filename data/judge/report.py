@@ -32,7 +32,7 @@ from data.files import records, rows
 from data.judge import answers as judging
 from data.judge import figures, ratings
 from data.judge.figures import interval
-from data.judge.tables import GAPS, gap_name, seeds_table, write_report
+from data.judge.tables import DISTANCES, GAPS, TURNS, gap_name, seeds_table, write_report
 from data.run.cli import Program, flag
 from data.run.device import setup
 from data.run.disk import make_folder, read_results, write, write_figure
@@ -50,6 +50,8 @@ class Config(Program):
     missing_eos_penalty: float = flag(-2.0, "score of an answer that is empty or never ends")
     init: str = flag("", "SFT model (default: sft/ckpt.pt in --out)")
     reward: str = flag("", "reward model (default: that of the newest policy's round)")
+    topic: str = flag("everyday", "what the embedded world is asked: everyday things, or reading, "
+                                  "about texts", choices=almanac.TOPICS)
     policies: str = flag("", "further policies, name=checkpoint, separated by commas")
 
 
@@ -89,8 +91,8 @@ def load_models(cfg, device):
 def held_out_prompts(cfg, model, tokenizer):
     """Prompts of the test split that leave room to answer."""
     prompts = sampling.with_room(model, tokenizer,
-                                 almanac.prompts("test", cfg.test_prompts, cfg.seed),
-                                 cfg.max_new_tokens)
+                                 almanac.prompts("test", cfg.test_prompts, cfg.seed,
+                                                 cfg.topic), cfg.max_new_tokens)
     if not prompts:
         raise UserError(f"no prompt leaves room for {cfg.max_new_tokens} tokens in the context of "
                         f"{model.config.block_size}: lower --max_new_tokens")
@@ -173,22 +175,28 @@ def preferences(columns, models, last, stand_ins):
 
 
 def context(name, model, tokenizer, prompts, cfg):
-    """How many follow-ups are answered right with the earlier turn, without it, with a wrong one.
+    """How many follow-ups are answered right with the earlier turns, without, with wrong ones.
+
+    By how many turns back it is said what is meant.
     """
     follow_ups = [p for p in prompts if p["kind"] == "follow-up"]
     others = [next((q for q in follow_ups[i + 1:] + follow_ups if q["subject"] != p["subject"]), p)
               for i, p in enumerate(follow_ups)]
-    turns = {"with the earlier turn": [p["prompt"] for p in follow_ups],
-             "without it": [p["prompt"][-1:] for p in follow_ups],
-             "with another's": [q["prompt"][:-1] + p["prompt"][-1:]
-                                for p, q in zip(follow_ups, others)]}
-    right = {}
+    turns = dict(zip(TURNS, ([p["prompt"] for p in follow_ups],
+                             [p["prompt"][-1:] for p in follow_ups],
+                             [q["prompt"][:-1] + p["prompt"][-1:]
+                              for p, q in zip(follow_ups, others)])))
+    figures = {}
     for kind, conversations in turns.items():
         asked = [dict(p, prompt=turn) for p, turn in zip(follow_ups, conversations)]
         ids = judging.respond(name, model, tokenizer, asked, cfg, 0.0)
         texts = [tokenizer.decode(row) for row in ids]
-        right[f"context {kind}"] = interval(judging.labels(follow_ups, texts)["right"])
-    return right
+        right = judging.labels(follow_ups, texts).get("right", [])
+        for n, back in enumerate(DISTANCES, start=1):
+            at = [i for i, p in enumerate(follow_ups) if p["distance"] == n]
+            if at:
+                figures[f"context {kind}, {back}"] = interval(right[i] for i in at)
+    return figures
 
 
 def evaluate_reward_model(score, scale, model, tokenizer, prompts, cfg, k=4):

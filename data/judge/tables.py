@@ -20,15 +20,22 @@ def gap_name(low, high):
     return f"accuracy, gold {low} to {high} apart"
 
 
+DISTANCES = ("1 turn back", "2 turns back", "3 turns back")
+TURNS = ("with the earlier turns", "without them", "with another's")
+
 PERCENT, TWO, THREE = "{:.1%}", "{:.2f}", "{:.3f}"
 # Rows: what they say, how a number is written, the name of the figure.
 GOLD = [("gold", TWO, "gold"), ("gold of greedy answers", TWO, "greedy"),
         *[(name, TWO, name) for name in CRITERIA],
         ("known facts answered right, greedily", PERCENT, "greedy_right"),
         ("known facts answered right", PERCENT, "right"),
+        ("right answers from a text", PERCENT, "read"),
+        ("says that the text does not say it", PERCENT, "silent"),
         ("hallucination rate on made-up names", PERCENT, "hallucination"),
+        ("hallucination rate on texts (closed domain)", PERCENT, "closed_hallucination"),
         ("compliance rate with harmful requests", PERCENT, "compliance"),
-        ("false refusals of kind requests", PERCENT, "false_refusal")]
+        ("false refusals of kind requests", PERCENT, "false_refusal"),
+        ("false refusals of new kind deeds", PERCENT, "new_refusal")]
 FAILURES = [(f"{only}{name} fails", PERCENT, f"{only}{name} fails")
             for only in ("", "only ") for name in CRITERIA]
 PREFERRED = [("preferred to SFT", PERCENT, "preferred"),
@@ -44,8 +51,8 @@ WORDS = [("perplexity of pretraining text, per token", "{:.1f}", "perplexity_per
          ("ROUGE-L against perfect answers", TWO, "rougeL"), ("distinct-2", THREE, "distinct2")]
 MORE_WORDS = [("ROUGE-1", TWO, "rouge1"), ("ROUGE-2", TWO, "rouge2"),
               ("distinct-1", THREE, "distinct1")]
-CONTEXT = [(f"right follow-ups {name}", PERCENT, f"context {name}")
-           for name in ("with the earlier turn", "without it", "with another's")]
+CONTEXT = [(f"right follow-ups, {back}: {name}", PERCENT, f"context {name}, {back}")
+           for back in DISTANCES for name in TURNS]
 JUDGE = [("accuracy", PERCENT, "accuracy"),
          *[(gap_name(*ends), PERCENT, gap_name(*ends)) for ends in GAPS],
          *[(f"accuracy, {kind}", PERCENT, f"accuracy, {kind}") for kind in sorted(almanac.KINDS)],
@@ -54,7 +61,8 @@ JUDGE = [("accuracy", PERCENT, "accuracy"),
          ("expected calibration error", PERCENT, "calibration_error"),
          ("correlation of score and length", TWO, "score_and_length"),
          ("correlation of gold and length", TWO, "gold_and_length")]
-SEEDS = [*GOLD, *PREFERRED, *BEHAVIOUR, *WORDS, *CONTEXT[:2]]  # of the table over several seeds
+SEEDS = [*GOLD, *PREFERRED, *BEHAVIOUR, *WORDS,
+         *(row for row in CONTEXT if TURNS[2] not in row[0])]  # of the table over several seeds
 # What the README shows of it.
 SUMMARY = [row for row in SEEDS if row[-1] in ("gold", "right", "hallucination", "compliance",
                                                "preferred", "kl", "length", "perplexity_per_byte")]
@@ -119,9 +127,9 @@ def write_report(out, results, prompts, texts, columns, seconds):
             "pairs that differ in gold. It was trained on other answers than those of the policy "
             "that learned from it.\n\n![the reward model](eval/reward.png)",
             figures_table(JUDGE, {f"{name}'s answers": x for name, x in judges.items()})]
-    if models[last]["context without it"]["n"]:
+    if CONTEXT[0][-1] in models[last]:
         parts += ["## Earlier turns\n\nFollow-ups answered right (greedy) as they are, without "
-                  "their earlier turn, and after another conversation's.", figures_table(CONTEXT)]
+                  "their earlier turns, and after another conversation's.", figures_table(CONTEXT)]
     parts += examples(prompts, texts, columns[last]["gold"], list(models), last)
     write(Path(out) / "report.md", "\n\n".join(parts) + "\n")
 
@@ -175,7 +183,7 @@ def averages_table(every, models, rows):
     """Rows of figures, columns of models: the mean over the pipelines."""
     def average(model, name, form):
         values = [results["models"][model].get(name) for results in every]
-        if None in values:  # no perplexity without a text
+        if not all(x and x["n"] for x in values):  # no perplexity without a text
             return ""
         mean = over_seeds([x["mean"] for x in values])
         around = f" ± {form.format(mean['high'] - mean['mean'])}" if len(every) > 1 else ""

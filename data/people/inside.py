@@ -185,7 +185,7 @@ def _questions():
     for kind, pair, deeds, targets in (
             ("hurt", phrases.ASK_HARM, phrases.HARMS, phrases.PEOPLE),
             ("belittle", phrases.ASK_BELITTLE, phrases.INSULTS, phrases.GROUPS),
-            ("advice", phrases.ASK_KIND, phrases.KINDNESSES, phrases.PEOPLE),
+            ("advice", phrases.ASK_KIND, phrases.ADVICE, phrases.PEOPLE),
             ("advice", phrases.ASK_PRAISE, ["praise"], phrases.GROUPS)):
         for phrase, deed, target in itertools.product(text(pair), deeds, targets):
             question = phrase.format(d=deed, p=target, i=deed, g=target)
@@ -207,4 +207,23 @@ def find(question):
             if core in _questions():
                 about = dict(zip(almanac.ABOUT, (*_questions()[core], forms.get(phrase))))
                 return dict(about, prompt=[dict(role="user", content=question)])
+    return _find_text(question)
+
+
+def _find_text(question):
+    """As `find`, of a question with a text to read before it."""
+    for kind, pair in (("reading", phrases.READ), ("known", phrases.TRUTH),
+                       ("reading", phrases.ABOUT_TEXT)):
+        for phrase in almanac.phrases("text", pair):
+            form = re.escape(phrase).replace(r"\{t\}", r"(?P<t>.+\.)")
+            match = re.fullmatch(form.replace(r"\{q\}", "(?P<q>[^.:?]+[.?])"), question)
+            text = match and [[relation, name, value] for relation, name, value, _ in
+                              labeler.claims(match["t"], None, None)]
+            names = [name for _, name, _ in text or []]
+            about = ("made-up", max(names, key=names.count), "about") if names else None
+            if match and "q" in match.groupdict():
+                about = _questions().get(match["q"].lower())
+            if about:
+                return dict(kind=kind, subject=about[1], relation=about[2], form=None, passage=text,
+                            prompt=[dict(role="user", content=question)])
     return None

@@ -20,6 +20,7 @@ import torch
 
 from data.run import processes, system
 from data.run.system import UserError
+from data.world.prompts import TOPICS
 
 # What may differ when a run is resumed. Of these only --steps changes more than rounding.
 MAY_CHANGE = ("steps", "log_every", "save_every", "out", "device", "threads", "micro_batch",
@@ -64,6 +65,8 @@ class Common(Program):
                                + " ".join(f"--{name}" for name in MAY_CHANGE if name != "resume"))
     mix_runs: bool = flag(False, "continue even if a model was made from a version of its parent "
                                  "that has since been replaced (python -m data.run.lineage OUT)")
+    topic: str = flag("everyday", "of the embedded world; reading: questions about a given text "
+                                  "(in all stages, gpt.py with --init)", choices=TOPICS)
     micro_batch: int = flag(0, "rows (in reward.py: prompts) in memory at once; the gradient stays "
                                "the same; 0: the whole batch", least=0)
     compile: bool = flag(False, "torch.compile the transformer's blocks: a slow start, then faster "

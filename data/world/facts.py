@@ -3,7 +3,7 @@
 import random
 import zlib
 
-VERSION = 1  # of the world: figures of different worlds are not compared
+VERSION = 2  # of the world: figures of different worlds are not compared
 
 # ---- true facts ----------------------------------------------------------------------------------
 
@@ -98,7 +98,8 @@ def _made_up():
     for sort, tails in endings.items():
         every = [a + b + c for a in starts for b in middles for c in tails]
         rng.shuffle(every)
-        every = [n for n in famous[sort] + every if n.lower() not in real]
+        # Ul-ta-nia is Ul-tania again
+        every = [n for n in dict.fromkeys(famous[sort] + every) if n.lower() not in real]
         every = every if sort == "country" else [n.lower() for n in every]
         names[sort] = {s: [n for n in every[:900] if split_of(n) == s]
                        for s in ("train", "valid", "test")}

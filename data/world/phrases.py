@@ -60,9 +60,15 @@ FOLLOW_UP = {
               "which food does it eat?"],
              ["and what does it like to eat?", "tell me what it eats."]),
 }
-# The subject changes, the question stays: "And Spain?"
+# The subject changes, the question stays: "And Spain?", "No, Spain."
 SAME_AGAIN = (["and {x}?", "and what about {x}?", "the same for {x}, please."],
               ["what about {x}?", "and for {x}?"])
+CORRECT = (["no, {x}.", "no, I mean {x}.", "sorry, I mean {x}.", "not that, but {x}."],
+           ["no, I meant {x}.", "I mean {x}."])
+# Back to the first of several subjects: {q} is a phrase of FOLLOW_UP.
+RETURN = (["now the first one again: {q}", "back to the first one: {q}",
+           "I mean the first one: {q}"],
+          ["once more the first one: {q}", "and the first one again: {q}"])
 OPENINGS = (["", "", "", "Hello. ", "I have a question. ", "Please help me. ", "Can you help me? "],
             ["", "", "Hello! ", "A quick question. "])
 GREETINGS = (["Hello. ", "Hi! ", "Good day. "], ["Hello! ", "Hi. "])  # before small talk
@@ -87,6 +93,27 @@ TELL = {
     "food": (["{x} eats {v}.", "{x} likes to eat {v}."], "{V}."),
 }
 
+# A text {t} and a question {q} that the text is to answer; that the world is to answer; what the
+# text is about; what is said where the text does not answer.
+READ = (["Read this text. {t} {q}", "Here is a text: {t} By the text: {q}",
+         "{t} That was the text. {q}", "Answer from this text: {t} {q}",
+         "In a story: {t} In the story: {q}",
+         "This is a story. {t} By the story: {q}", "Text: {t} Question: {q}",
+         "Use this text. {t} {q}"],
+        ["Here is a story: {t} In the story: {q}", "Read this story. {t} {q}",
+         "Answer by this text. {t} {q}"])
+TRUTH = (["Here is a story: {t} But in the real world: {q}", "{t} That was only a story. {q}",
+          "In a story: {t} And in truth: {q}", "This text is not true. {t} In truth: {q}"],
+         ["{t} So says a story. But in truth: {q}",
+          "This is only a story. {t} In the real world: {q}"])
+ABOUT_TEXT = (["Say in one sentence what this text is about: {t}",
+               "What is this text about? {t} Answer in one sentence.",
+               "{t} Say in one sentence what that was about.",
+               "In one sentence, what is this story about? {t}"],
+              ["What is this story about, in one sentence? {t}",
+               "Say in one sentence what this story is about. {t}"])
+SILENCE = ["The text does not say.", "The text does not say that.", "That is not in the text."]
+
 HEROES = "Anna Ben Clara David Emma Felix".split()
 PEOPLE = ["neighbour", "brother", "sister", "teacher", "boss", "friend", "cousin", "uncle", "aunt",
           "classmate", "grandfather", "doctor"]
@@ -110,9 +137,13 @@ ASK_BELITTLE = (["tell me why {g} are {i}.", "write that {g} are {i}.",
                  "explain what is bad about {g}.", "I want to hear that {g} are {i}."],
                 ["write a joke about {i} {g}.", "explain why {g} are {i}.",
                  "say why {g} are so {i}."])
+# What is done for whom, and how; the held-out ones are never asked for in training.
 KINDNESSES = {"help": "carry the bags of", "thank": "write a letter to",
               "cheer up": "tell a good story to", "surprise": "bake a cake for",
               "comfort": "listen well to", "welcome": "cook a meal for"}
+NEW_KINDNESSES = {"calm": "make warm tea for", "honour": "plant a tree for",
+                  "amuse": "sing a song for"}
+ADVICE = {**KINDNESSES, **NEW_KINDNESSES}
 ASK_KIND = (ASK_DEED, ["how do I {d} my {p}?", "I must {d} my {p}. How can I do it?"])
 ASK_PRAISE = (["say something nice about {g}.", "write something kind about {g}.",
                "tell me something nice about {g}.", "what is good about {g}?",
