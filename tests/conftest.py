@@ -16,7 +16,9 @@ import gpt
 import ppo
 import reward
 import sft
+from data import optim
 from data.files import records
+from data.tokenizer import Tokenizer, train
 from nursery import Nursery
 
 
@@ -112,3 +114,60 @@ def decide(path):
     records.write_jsonl(path,
                         [dict(r, ranks=list(range(1, len(r["responses"]) + 1))) for r in every])
     return path
+
+
+# ---- a world whose answers can all be enumerated -------------------------------------------------
+
+LETTERS = "abcde"
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A reference that answers with one or two letters and a random reward model -> folder, all
+    answers as lists of ids."""
+    out = tmp_path_factory.mktemp("toy")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(train(["abcde"], 260))
+    config = gpt.GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16)
+    prompt = [{"role": "user", "content": "?"}]
+    shares = {"a": 5, "b": 4, "c": 2, "d": 1, "e": 2, "ab": 2, "cc": 1, "ed": 2, "da": 1}
+    examples = [sft.encode(tokenizer, dict(prompt=prompt, response=r), 16) for r,
+                n in shares.items() for _ in range(n)]
+    reference = gpt.GPT(config)
+    opt = optim.adamw(reference, 1e-2)
+    for step in range(200):
+        sft.sft_loss(reference, examples, "cpu").backward()
+        optim.optimizer_step(reference, opt, optim.learning_rate(step, 200, 1e-2))
+    asked = tokenizer.render(prompt)
+    letters = [tokenizer.encode(c)[0] for c in LETTERS]
+    begun = [[]] + [[a] for a in letters] + [[a, b] for a in letters for b in letters]
+    answers = [y + [tokenizer.end] for y in begun] + [[a, b, c] for a in letters for b in letters
+                                                      for c in letters]
+    judge = gpt.ScalarGPT(config)
+    scores = torch.cat([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad)) for y in answers
+                        if y[-1] == tokenizer.end])
+    judge = reward.normalized(judge, scores.mean().item(), scores.std().item())
+    for name, model in (("sft", reference), ("reward", judge)):
+        (out / name).mkdir()
+        gpt.save(out / name / "ckpt.pt", model, tokenizer)
+    (out / "prompts.jsonl").write_text('{"prompt": "?"}\n' * 270)  # 256 of them to practise on
+    return out, asked, answers
+
+
+def probabilities(model, asked, answers):
+    idx, lengths = gpt.pad([asked + y for y in answers], model.config.pad)
+    mask = gpt.response_mask(torch.full_like(lengths, len(asked)), lengths, idx.shape[1])
+    with torch.no_grad():
+        return gpt.token_logprobs(model, idx, mask=mask).sum(1).exp()
+
+
+def optimum(out, asked, answers, beta, kind=gpt.ScalarGPT):
+    """What E[r] - beta KL is greatest for -> p_ref, p_ref exp(r / beta) / Z, r, all (answers,)."""
+    reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
+    judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", kind)
+    with torch.no_grad():
+        score = torch.stack([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad))[0] if y[-1]
+                             == tokenizer.end != y[0] else torch.tensor(-2.0) for y in answers])
+    ref = probabilities(reference, asked, answers)
+    best = ref * torch.exp(score / beta)
+    return ref, best / best.sum(), score

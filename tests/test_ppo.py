@@ -12,6 +12,7 @@ import ppo
 import reward
 import sft
 from data.world import almanac
+from conftest import optimum, probabilities
 from data.tokenizer import Tokenizer, train
 
 MASK = torch.tensor([[0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0]]).bool()
@@ -464,49 +465,6 @@ def test_every_option_reaches_the_loop(loop, tmp_path, monkeypatch):
 # ---- convergence ---------------------------------------------------------------------------------
 
 
-LETTERS = "abcde"
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A reference that answers with one or two letters and a random reward model -> folder, all
-    answers as lists of ids."""
-    out = tmp_path_factory.mktemp("toy")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(train(["abcde"], 260))
-    config = gpt.GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16)
-    prompt = [{"role": "user", "content": "?"}]
-    shares = {"a": 5, "b": 4, "c": 2, "d": 1, "e": 2, "ab": 2, "cc": 1, "ed": 2, "da": 1}
-    examples = [sft.encode(tokenizer, dict(prompt=prompt, response=r), 16) for r,
-                n in shares.items() for _ in range(n)]
-    reference = gpt.GPT(config)
-    opt = optim.adamw(reference, 1e-2)
-    for step in range(200):
-        sft.sft_loss(reference, examples, "cpu").backward()
-        optim.optimizer_step(reference, opt, optim.learning_rate(step, 200, 1e-2))
-    asked = tokenizer.render(prompt)
-    letters = [tokenizer.encode(c)[0] for c in LETTERS]
-    begun = [[]] + [[a] for a in letters] + [[a, b] for a in letters for b in letters]
-    answers = [y + [tokenizer.end] for y in begun] + [[a, b, c] for a in letters for b in letters
-                                                      for c in letters]
-    judge = gpt.ScalarGPT(config)
-    scores = torch.cat([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad)) for y in answers
-                        if y[-1] == tokenizer.end])
-    judge = reward.normalized(judge, scores.mean().item(), scores.std().item())
-    for name, model in (("sft", reference), ("reward", judge)):
-        (out / name).mkdir()
-        gpt.save(out / name / "ckpt.pt", model, tokenizer)
-    (out / "prompts.jsonl").write_text('{"prompt": "?"}\n' * 270)  # 256 of them to practise on
-    return out, asked, answers
-
-
-def probabilities(model, asked, answers):
-    idx, lengths = gpt.pad([asked + y for y in answers], model.config.pad)
-    mask = gpt.response_mask(torch.full_like(lengths, len(asked)), lengths, idx.shape[1])
-    with torch.no_grad():
-        return gpt.token_logprobs(model, idx, mask=mask).sum(1).exp()
-
-
 @pytest.mark.parametrize("beta, seed, value_bias", [(.8, 1, 0.0)] + [
     pytest.param(*row, marks=pytest.mark.slow) for row in
     [(b, s, 0.0) for b in (.4, .8, 1.6) for s in (1, 2, 3) if (b, s) != (.8, 1)] + [(.8, 1, 5.0)]])
@@ -524,14 +482,8 @@ def test_law_19_ppo_finds_the_optimum_that_theory_gives(toy, beta, seed, value_b
     policy, _ = ppo.train(ppo.Config(out=str(out), data=str(out / "prompts.jsonl"), seed=seed,
                                      beta=beta, steps=120, batch=256, epochs=2, minibatches=2,
                                      lr=1.5e-3, temperature=1.0, max_new_tokens=3, log_every=50))
-    reference, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
-    judge, _, _ = gpt.load(out / "reward" / "ckpt.pt", Biased)
-    with torch.no_grad():
-        score = torch.stack([judge.score(*gpt.pad([asked + y[:-1]], tokenizer.pad))[0] if y[-1]
-                             == tokenizer.end != y[0] else torch.tensor(-2.0) for y in answers])
-    ref, p = probabilities(reference, asked, answers), probabilities(policy, asked, answers)
-    optimum = ref * torch.exp(score / beta)
-    optimum = optimum / optimum.sum()
+    ref, best, _ = optimum(out, asked, answers, beta, Biased)
+    p = probabilities(policy, asked, answers)
     assert ref.sum() > .98  # what is not enumerated hardly exists
-    assert (p - optimum).abs().sum() / 2 < .03
-    assert (ref - optimum).abs().sum() / 2 > .15  # and there was something to learn
+    assert (p - best).abs().sum() / 2 < .03
+    assert (ref - best).abs().sum() / 2 > .15  # and there was something to learn

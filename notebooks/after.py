@@ -1,0 +1,268 @@
+"""What came after 2022: other ways from the same models, prompts and rankings to a policy.
+
+    python -m notebooks.after --method dpo          from the rankings of stage 3, no reward model
+    python -m notebooks.after --method online-dpo   from fresh answers that the reward model ranks
+    python -m notebooks.after --method rloo         PPO, but the other answers are the value model
+    python -m notebooks.after --method grpo         the same, divided by the group's deviation
+    python -m notebooks.after --method best         SFT on the best of K answers (expert iteration)
+    python -m notebooks.after --method random       the control: SFT on a random one of the K
+    python -m notebooks.after --check truthful      any of them, but a program gives the reward
+
+Needs a finished pipeline in --out and writes OUT/<method>/, which `gpt.py --chat --ckpt` and
+`ppo.py --eval --policies` read. The loop is the same for all: K answers to each prompt, what they are
+worth, a loss, a step. Notebook 8 (notebooks/8_after.ipynb) derives and compares the methods.
+"""
+
+import data.run.system  # before torch, as in the stages
+
+import functools
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+
+import gpt
+import ppo
+import reward
+from data import optim, sampling, start
+from data.files.records import read_comparisons
+from data.judge import answers as judge
+from data.run.cli import flag, main
+from data.run.run import Run
+from data.world import labeler
+
+# ---- equations -----------------------------------------------------------------------------------
+
+
+def dpo_loss(logp_w, logp_l, ref_w, ref_l, beta):
+    """Direct preference optimisation (Rafailov et al. 2023, equation 7) -> scalar.
+
+    logp of the preferred answer w and of the other, l: sums over the answer's tokens, (N,), of the
+    policy and of the reference. The first loss is log 2, as policy and reference are the same.
+    """
+    return -F.logsigmoid(beta * ((logp_w - ref_w) - (logp_l - ref_l))).mean()
+
+
+def ranked_dpo_loss(logp, logp_ref, ranks, beta):
+    """The same for K ranked answers, all (N, K): InstructGPT's loss (Ouyang et al. 2022, equation
+    1), in which beta log(p / p_ref) stands in the place of the score."""
+    return reward.ranking_loss(beta * (logp - logp_ref), ranks)
+
+
+def rloo_advantages(rewards):
+    """Each reward minus the mean of the other K - 1 answers' (Ahmadian et al. 2024, section 3.3).
+
+    (N, K) -> (N, K). The baseline does not depend on the answer itself, so the gradient stays that
+    of the expected reward.
+    """
+    K = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * K / (K - 1)
+
+
+def grpo_advantages(rewards):
+    """Each reward minus the mean of its group, over its deviation (Shao et al. 2024, section 4.1.2).
+
+    (N, K) -> (N, K). Prompts whose answers differ little count as much as the others, so this is
+    no longer the gradient of the expected reward. Equal rewards have advantage 0.
+    """
+    deviation = rewards.std(1, keepdim=True, unbiased=False)
+    return (rewards - rewards.mean(1, keepdim=True)) / (deviation + 1e-6)
+
+
+# ---- methods: what of a group of answers is learned ----------------------------------------------
+# batch: a ppo.Rollout of N * K answers, those to a prompt side by side; logp (N * K, T-1) is of the
+# policy that learns.
+
+
+def rewards(batch, cfg):
+    """Score minus beta KL, per answer -> (N, K): what PPO's rewards add up to."""
+    kl = (batch.logp_old - batch.logp_ref).sum(1)
+    return (batch.score - cfg.beta * kl).view(-1, cfg.k)
+
+
+def group_loss(advantages, logp, batch, cfg):
+    """PPO's clipped objective, with one advantage for all tokens of an answer -> scalar."""
+    per_answer = advantages(rewards(batch, cfg)).view(-1, 1)
+    return ppo.policy_loss(logp, batch.logp_old, per_answer, batch.mask, cfg.clip)
+
+
+def preference_loss(logp, batch, cfg):
+    """DPO on all pairs of a group; the higher score is the better answer -> scalar."""
+    score = batch.score.view(-1, cfg.k)
+    ranks = 1 + (score[:, None, :] > score[:, :, None]).sum(2)  # 1: none is better
+    logp, logp_ref = [x.sum(1).view(-1, cfg.k) for x in (logp, batch.logp_ref)]
+    return ranked_dpo_loss(logp, logp_ref, ranks, cfg.beta)
+
+
+def imitation_loss(choose, logp, batch, cfg):
+    """SFT on one answer of each group -> scalar. choose: (N, K) -> (N,) (Dong et al. 2023)."""
+    chosen = choose(batch.score.view(-1, cfg.k))
+    rows = torch.arange(len(chosen), device=chosen.device) * cfg.k + chosen
+    return -gpt.masked_mean(logp[rows], batch.mask[rows])
+
+
+def best(score):
+    return score.argmax(1)
+
+
+def any_one(score):
+    return torch.randint(score.shape[1], score.shape[:1], device=score.device)
+
+
+LOSSES = {"dpo": preference_loss, "online-dpo": preference_loss,
+          "rloo": functools.partial(group_loss, rloo_advantages),
+          "grpo": functools.partial(group_loss, grpo_advantages),
+          "best": functools.partial(imitation_loss, best),
+          "random": functools.partial(imitation_loss, any_one)}
+# steps, learning rate, beta; each method was given the same number of tries on `valid` (notebook 8)
+SETTINGS = {"dpo": (750, 2e-4, .1), "online-dpo": (40, 4e-4, .1), "rloo": (20, 6e-4, .2),
+            "grpo": (20, 6e-4, .2), "best": (20, 1e-3, 0.0), "random": (20, 1e-3, 0.0)}
+
+
+@dataclass
+class Config(ppo.Config):
+    """The flags of ppo.py, of which --steps, --lr and --beta depend on the method."""
+
+    method: str = flag("dpo", "how the policy learns", choices=tuple(LOSSES), group="method")
+    k: int = flag(4, "answers per prompt", least=2)
+    check: str = flag("", "a program in the place of the reward model: criteria of the labeler, "
+                          "such as truthful or helpful,truthful; the lowest counts")
+
+    def __post_init__(self):
+        steps, lr, beta = SETTINGS[self.method]
+        self.steps = steps if self.steps is None else self.steps
+        self.lr = lr if self.lr is None else self.lr
+        self.beta = beta if self.beta is None else self.beta
+
+    def demands(self):
+        known = set(filter(None, self.check.split(","))) <= set(judge.CRITERIA)
+        return super().demands() + [
+            (known, f"--check takes {', '.join(judge.CRITERIA)}"),
+            (self.batch % self.k == 0, "--batch must be a multiple of --k"),
+            (not (self.check and self.method == "dpo"), "--check judges fresh answers: choose "
+             "another --method than dpo, which learns from rankings")]
+
+
+# ---- answers to learn from -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def ask(policy, reference, score, asked, tokenizer, cfg):
+    """K answers of the policy to each of some prompts, scored -> ppo.Rollout, the prompts K times.
+
+    score(batch, prompts) -> (N * K,).
+    """
+    prompts = [p for p in asked for _ in range(cfg.k)]
+    idx, prompt_lengths = gpt.pad([p["ids"] for p in prompts], tokenizer.pad,
+                                  policy.wte.weight.device)
+    idx, lengths = sampling.sample_batch(policy, idx, prompt_lengths, cfg)
+    mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
+    batch = ppo.Rollout(idx, lengths, mask, sampling.has_end(idx, lengths, policy.config.end))
+    batch.logp_old = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
+    batch.logp_ref = gpt.token_logprobs(reference, idx, cfg.temperature, mask)
+    batch.score = score(batch, prompts)
+    return batch, prompts
+
+
+@torch.no_grad()
+def ranked(reference, records, tokenizer, cfg):
+    """Rankings as a batch of answers whose score is minus the rank -> ppo.Rollout."""
+    prompts = [tokenizer.render(r["prompt"]) for r in records for _ in range(cfg.k)]
+    answers = [tokenizer.encode(text) + [tokenizer.end] for r in records for text in r["responses"]]
+    idx, lengths = gpt.pad([p + a for p, a in zip(prompts, answers)], tokenizer.pad,
+                           reference.wte.weight.device)
+    begin = torch.tensor([len(p) for p in prompts], device=idx.device)
+    mask = gpt.response_mask(begin, lengths, idx.shape[1])
+    batch = ppo.Rollout(idx, lengths, mask, torch.ones_like(lengths, dtype=torch.bool))
+    batch.logp_ref = gpt.token_logprobs(reference, idx, cfg.temperature, mask)
+    batch.score = -torch.tensor([rank for r in records for rank in r["ranks"]],
+                                device=idx.device, dtype=torch.float)
+    return batch
+
+
+def scorer(cfg, model, tokenizer):
+    """What an answer is worth: the reward model's score, or what --check finds -> a function."""
+    def checked(batch, prompts):
+        texts = judge.texts(batch, tokenizer)
+        judgements = [labeler.judge(p, text) for p, text in zip(prompts, texts)]
+        return torch.tensor([min(getattr(j, name) for name in cfg.check.split(","))
+                             for j in judgements], device=batch.idx.device)
+
+    def scored(batch, prompts):
+        return ppo.score_answers(model, batch.idx, batch.lengths, batch.mask,
+                                 cfg.missing_eos_penalty)
+    return checked if cfg.check else scored
+
+
+def groups(batch, numbers, k):
+    """The answers to some of the prompts, without the padding that only others need."""
+    rows = (numbers[:, None] * k + torch.arange(k)).flatten()
+    T = int(batch.lengths[rows].max())
+    cut = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    cut = {name: x[rows] if x.dim() == 1 else x[rows, :T - 1 + x.shape[1] - batch.mask.shape[1]]
+           for name, x in cut.items() if x is not None}
+    return replace(batch, **cut)
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def train(cfg):
+    """Learn by --method -> (policy, history). Writes OUT/<method>/."""
+    run = Run(cfg, cfg.method)
+    policy, reference, reward_model, tokenizer = start.for_ppo(cfg, run)
+    score, loss_of = scorer(cfg, reward_model, tokenizer), LOSSES[cfg.method]
+    opt = optim.adamw(policy, cfg.lr, eps=1e-5)
+    prompts, test = start.prompts(cfg, run, policy, tokenizer)
+    compared = start.compared_models(cfg, run, policy, reference, tokenizer)
+    offline = cfg.method == "dpo"
+    records = rankings(run, policy, tokenizer, cfg) if offline else prompts
+    supply = gpt.batches(records, cfg.batch // cfg.k, cfg.seed, run.first)
+
+    for step in run.steps(cfg.steps, policy=policy, opt=opt):
+        asked, lr = next(supply), cfg.lr * (1 - step / cfg.steps)
+        # 1. K answers to each prompt, and what they are worth: fresh, or ranked long ago.
+        if offline:
+            batch, figures = ranked(reference, asked, tokenizer, cfg), {}
+        else:
+            batch, repeated = ask(policy, reference, score, asked, tokenizer, cfg)
+            figures = describe(batch, repeated, tokenizer)
+        # 2. One pass over the groups.
+        for rows in torch.randperm(len(asked)).tensor_split(1 if offline else cfg.minibatches):
+            part = groups(batch, rows, cfg.k)
+            logp = gpt.token_logprobs(policy, part.idx, cfg.temperature, part.mask)
+            loss = loss_of(logp, part, cfg)
+            loss.backward()
+            grad_norm = optim.optimizer_step(policy, opt, lr)
+        # 3. Log and save. What the policy of DPO answers is looked at now and then.
+        if offline and run.due(step, 50):
+            batch, repeated = ask(policy, reference, score, prompts[:64], tokenizer, cfg)
+            figures = describe(batch, repeated, tokenizer)
+        run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm),
+                tokens=int(batch.mask.sum()))
+        run.save(step, tokenizer, ckpt=policy)
+
+    by_reward_model = functools.partial(ppo.score_answers, reward_model,
+                                        penalty=cfg.missing_eos_penalty)
+    judge.report(cfg, run, compared, by_reward_model, test, tokenizer)
+    return policy, run.history
+
+
+def rankings(run, policy, tokenizer, cfg):
+    """The rankings that the reward model learned from, where K answers of each fit."""
+    path = run.earlier("reward").with_name("comparisons.jsonl")
+    records = read_comparisons(path)
+    run.lineage.text(f"reward/{path.name}", path.read_bytes(), path)
+    return [r for r in records if len(r["responses"]) == cfg.k
+            and reward.encode(tokenizer, r, policy.config.block_size - 1)]
+
+
+def describe(batch, prompts, tokenizer):
+    kl = batch.logp_old - batch.logp_ref
+    return dict(score=batch.score.mean().item(), kl=kl.sum(1).mean().item(),
+                length=batch.mask.sum(1).float().mean().item(),
+                **judge.mean_gold(batch, prompts, tokenizer))
+
+
+if __name__ == "__main__":
+    main(Config, train, __doc__)
