@@ -50,7 +50,7 @@ def ranked_dpo_loss(logp, logp_ref, ranks, beta):
 
 
 def rloo_advantages(rewards):
-    """Each reward minus the mean of the other K - 1 answers' (Ahmadian et al. 2024, section 3.3).
+    """Each reward minus the mean of the other K - 1 (Kool et al. 2019; Ahmadian et al. 2024, 2.3).
 
     (N, K) -> (N, K). The baseline does not depend on the answer itself, so the gradient stays that
     of the expected reward.

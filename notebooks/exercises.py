@@ -148,5 +148,26 @@ def gae(f):
          "A = delta + gamma lambda A of the next token: both factors count")
 
 
+def dpo_loss(f):
+    zero, one = torch.zeros(2), torch.ones(2)
+    same(f(zero, zero, zero, zero, .5), torch.tensor(.693147),
+         "where the policy is its reference, no pair is told apart: the loss is log 2, a mean over "
+         "the pairs")
+    same(f(one, zero, zero, zero, .5), torch.tensor(.474077),
+         "it is -log sigmoid(beta times the difference), winner minus loser")
+    same(f(one, one, one, zero, .5), torch.tensor(.974077),
+         "each log-probability counts minus that of the reference")
+    pairs = torch.tensor([1.0, -1.0])
+    same(f(pairs, zero, zero, zero, .5), torch.tensor(.724077),
+         "take the logarithm of each pair first, then the mean")
+
+
+def rloo_advantages(f):
+    same(f(torch.tensor([[1.0, 2.0, 6.0]])), torch.tensor([[-3.0, -1.5, 4.5]]),
+         "an answer is compared with the mean of the others, without itself")
+    same(f(torch.tensor([[1.0, 3.0], [7.0, 7.0]])), torch.tensor([[-2.0, 2.0], [0.0, 0.0]]),
+         "each row is a group of its own")
+
+
 CHECKS = {f.__name__: f for f in (attention_weights, response_mask, ranking_loss, policy_loss,
-                                  kl_rewards, gae)}
+                                  kl_rewards, gae, dpo_loss, rloo_advantages)}

@@ -6,6 +6,7 @@
     python -m notebooks.experiments feedback OUT ...           what feedback buys: RM and PPO each
     python -m notebooks.experiments groups OUT ...             whose rankings, and a fault of theirs
     python -m notebooks.experiments sources OUT ...            what else the world gives away
+    python -m notebooks.experiments after OUT ...              DPO, RLOO, GRPO and others
     python -m notebooks.experiments reading OUT ...            the second topic, all four stages
     python -m notebooks.experiments ensembles OUT ...          several reward models
     python -m notebooks.experiments best_of_n OUT ...          the baseline without training
@@ -54,7 +55,7 @@ from data.run.lineage import fingerprint
 from data.run.run import in_round, time_left
 from data.run.system import UserError
 from data.world import almanac, labeler
-from notebooks import ensemble
+from notebooks import after, ensemble
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -533,6 +534,73 @@ def groups(roots):
         "length", "KL, nats"])
 
 
+# ---- what came after 2022 ------------------------------------------------------------------------
+
+# Models in memory, and tokens through a model per token of an answer, backward twice a forward:
+# PPO samples, asks four models, and trains two; RLOO does without the value model ...
+MEMORY = {"ppo": 4, "dpo": 2, "online-dpo": 3, "rloo": 3, "grpo": 3, "best": 2, "random": 1}
+PASSES = {"ppo": 11, "dpo": 4, "online-dpo": 7, "rloo": 7, "grpo": 7, "best": 2.75, "random": 1.75}
+
+
+def came_after(roots):
+    """Each method of after.py from the models of each pipeline, beside PPO's policy."""
+    found, curves = {}, {}
+    for method in MEMORY:
+        rows = []
+        for root in roots:
+            out = place(root / "after", root, ("gpt", "sft", "reward", "ppo"))
+            if not (out / method / "results.json").exists():
+                after.train(after.Config(out=str(out), method=method, **SHORT,
+                                         seed=read_results(root)["ppo"]["config"]["seed"]))
+            log = read_json(out / method / "log.jsonl", lines=True)
+            results = read_json(out / method / "results.json")
+            rows.append(dict(results, overrated=overrated(root, out / method / "ckpt.pt"),
+                             answers=len(log) * results["config"]["batch"]))
+            curves.setdefault(method, []).append([(r["kl"], r["gold"]) for r in log if "kl" in r])
+        found[method] = {
+            "gold": [r["ppo"]["gold"] for r in rows],
+            "greedy": [r["ppo"]["greedy"]["gold"] for r in rows],
+            "preferred to SFT": [r["win_rate"] for r in rows],
+            "KL, nats": [r["kl"] for r in rows],
+            "overrated, of 1000": [r["overrated"] for r in rows],
+            "seconds": [r["seconds"] for r in rows],
+            "answers": [r["answers"] for r in rows],
+            "models in memory": [MEMORY[method]],
+            "passes per token": [PASSES[method]]}
+    write(roots, "after", dict(table=found, curves=curves))
+    draw_after(roots, curves)
+    return found
+
+
+def overrated(root, path, n=1000):
+    """Of n sampled answers to prompts of `valid`, how many are bad (gold below 0) and get a score
+    above 1."""
+    model, tokenizer, _ = gpt.load(path)
+    judge, _, _ = gpt.load(root / "reward" / "ckpt.pt", gpt.ScalarGPT)
+    prompts = sampling.with_room(model, tokenizer, almanac.prompts("valid", n, "overrated"), 40)
+    torch.manual_seed(0)
+    ids = sampling.sample(model, tokenizer, prompts, 40, .7)
+    golds = judging.labels(prompts, [tokenizer.decode(row) for row in ids])["gold"]
+    scorer = functools.partial(ppo.score_answers, judge, penalty=-2.0)
+    scores = judging.scores(scorer, judge, prompts, ids, tokenizer)
+    return sum(gold < 0 and score > 1 for gold, score in zip(golds, scores)) * 1000 / len(ids)
+
+
+def draw_after(roots, curves):
+    """Gold against KL while each method learns: after.png."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for n, (method, runs) in enumerate(curves.items()):
+        for i, run in enumerate(runs):
+            kl, gold = zip(*run)
+            axes.plot(kl, gold, label=None if i else method, **drawn.style(n), linewidth=1)
+            axes.plot(kl[-1:], gold[-1:], "o", color=drawn.style(n)["color"], markersize=4)
+    axes.set(xlabel="KL to the SFT model, nats per answer", ylabel="gold (mean of 256 answers)")
+    axes.legend(frameon=False)
+    write_figure(roots[0] / "experiments" / "after.png", figure)
+
+
 # ---- what else the world gives away --------------------------------------------------------------
 
 
@@ -545,8 +613,7 @@ SOURCES = [
     Trial("the reward model starts from SFT alone", SHORT,
           again={"reward": dict(base_weight=0.0)}),
     Trial("no verdicts in the pretraining text", SHORT, again={"gpt": {}, "sft": {}, "reward": {}},
-          patch={"data.world.almanac._lesson": page_for_lesson,
-                 "data.world.almanac._JUDGED": 0}),
+          patch={"data.world.almanac._lesson": page_for_lesson}),
 ]
 
 
@@ -794,7 +861,7 @@ if __name__ == "__main__":
                                      allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     EXPERIMENTS = dict(rounds=rounds, story=story, healthy=healthy, best_of_n=best_of_n,
-                       options=options, feedback=feedback, groups=groups, sources=sources, reading=reading,
+                       options=options, feedback=feedback, groups=groups, sources=sources, reading=reading, after=came_after,
                        details=details, ensembles=ensembles, overoptimisation=overoptimisation)
     EXPERIMENTS["all"] = functools.partial(every, EXPERIMENTS)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))

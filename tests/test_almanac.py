@@ -217,20 +217,14 @@ def test_pretraining_text_tells_no_lies_but_those_it_calls_wrong():
 
 
 def test_pages_of_reading_say_what_their_text_says():
-    """Answers that are not called wrong are right by the text, or by the almanac where a page asks
-    for the truth; those that are called wrong are put right."""
-    rng, verdicts = random.Random(6), Counter()
+    """By the text, or by the almanac where a page asks for the truth."""
+    rng, kinds = random.Random(6), Counter()
     for _ in range(400):
         state = rng.getstate()
         p = asking.reading(rng, "text", real=.85)
         rng.setstate(state)
-        asked, *lines = almanac._reading_page(rng).split("\n")
-        assert asked == p["prompt"][0]["content"]
-        answer, _, truth = lines[0].partition(" Wrong: ")
-        judged = labeler.judge(p, answer.removesuffix(" Right."))
-        verdicts["Wrong" if truth else lines[0].split()[-1]] += 1
-        assert bool(truth) == (judged.gold < 1), (asked, lines[0])
-        assert p["relation"] == "about" or not truth or truth.rstrip(".") in (
-            reading.says(p["passage"], p["relation"], p["subject"]) or "the text does not say",
-            facts.FACTS[p["relation"]].get(p["subject"]))
-    assert verdicts["Wrong"] > 15 and verdicts["Right."] > 15
+        asked, answer, *others = almanac._reading_page(rng).split("\n")
+        assert asked == p["prompt"][0]["content"] and len(others) in (6, 8, 10)
+        assert labeler.judge(p, answer).gold == 1, (asked, answer)
+        kinds[p["kind"], reading.told(p)] += 1
+    assert len(kinds) == 3 and min(kinds.values()) > 40, kinds

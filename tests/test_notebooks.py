@@ -12,6 +12,7 @@ import torch
 import gpt
 import ppo
 import reward
+from notebooks import after
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS, SOLUTIONS = sorted(FOLDER.glob("*.ipynb")), sorted(FOLDER.glob("solutions/*.ipynb"))
@@ -123,6 +124,18 @@ def estimated(rewards, values, mask, gamma, lam, beyond=True, discount=True,
     return (advantages, returns) if returned else (advantages, advantages)
 
 
+def preferred(logp_w, logp_l, ref_w, ref_l, beta, sign=1, reference=True, inside=False):
+    gap = logp_w - logp_l - (ref_w - ref_l if reference else 0)
+    gap = sign * beta * (gap.mean() if inside else gap)
+    return -torch.nn.functional.logsigmoid(gap).mean()
+
+
+def left_out(rewards, itself=False, every=False):
+    K = rewards.shape[1]
+    mean = rewards.mean() if every else rewards.mean(1, keepdim=True)
+    return (rewards - mean) * (1 if itself else K / (K - 1))
+
+
 WRONG = [  # the exercise, a mistake, and what the check says of it
     ("attention_weights", dict(scale=False), "square root"),
     ("attention_weights", dict(hide=None), "looks ahead"),
@@ -139,9 +152,15 @@ WRONG = [  # the exercise, a mistake, and what the check says of it
     ("kl_rewards", dict(masked=False), "multiply by the mask"),
     ("kl_rewards", dict(at_end=True), "differs from row to row"),
     ("gae", dict(beyond=False), "V is 0"), ("gae", dict(discount=False), "both factors"),
-    ("gae", dict(returned=""), "the returns are")]
+    ("gae", dict(returned=""), "the returns are"),
+    ("dpo_loss", dict(sign=-1), "winner minus"),
+    ("dpo_loss", dict(reference=False), "minus that of the reference"),
+    ("dpo_loss", dict(inside=True), "of each pair first"),
+    ("rloo_advantages", dict(itself=True), "without itself"),
+    ("rloo_advantages", dict(every=True), "a group of its own")]
 MINE = dict(attention_weights=attention, response_mask=shifted, ranking_loss=pairwise,
-            policy_loss=clipped, kl_rewards=rewarded, gae=estimated)
+            policy_loss=clipped, kl_rewards=rewarded, gae=estimated, dpo_loss=preferred,
+            rloo_advantages=left_out)
 
 
 @pytest.mark.parametrize("exercise, mistake, sentence", WRONG)
@@ -166,7 +185,8 @@ def test_an_exercise_that_is_not_written_or_fails_is_one_sentence(capsys):
     def ranking_loss(scores, ranks):
         return scores[7]
     exercises.check(ranking_loss)
-    for right in (gpt.response_mask, reward.ranking_loss, ppo.policy_loss, ppo.kl_rewards, ppo.gae):
+    for right in (gpt.response_mask, reward.ranking_loss, ppo.policy_loss, ppo.kl_rewards, ppo.gae,
+                  after.dpo_loss, after.rloo_advantages):
         exercises.check(right)
     unwritten, fails, *rest = capsys.readouterr().out.splitlines()
     assert "not written yet" in unwritten and "IndexError" in fails

@@ -29,7 +29,7 @@ from data.world.phrases import (ADVICE, ASK_KIND, ASK_PRAISE, GROUPS, HARMS, HER
                                 KINDNESSES, PEOPLE, PRAISES, RAMBLE, REFUSAL, RUDE, SMALL_TALK)
 from data.world.prompts import (ABOUT, KINDS, TOPICS, about, any_fact, asked_of, fill, follow_up,
                                 pair, phrases, prompts, question_of, reading, tell, wished_form)
-from data.world.reading import question, says
+from data.world.reading import question
 
 # ---- pretraining text ----------------------------------------------------------------------------
 
@@ -119,11 +119,8 @@ def _conversation(rng):
     return " ".join(f'{one}: "{words}"' for one, words in zip([a, b] * 4, said))
 
 
-_JUDGED = .2  # how many answers about a text are judged
-
-
 def _reading_page(rng):
-    """A text, and questions that it answers, or does not; some answers are judged.
+    """A text, and questions that it answers, or does not.
 
     Most are of real names: what reading is, is not learned from texts full of words that are read
     for the first time (LOG: who is who).
@@ -131,14 +128,7 @@ def _reading_page(rng):
     p = reading(rng, "text", real=.85)
     lines, asked = [], p["prompt"][-1]["content"]
     for _ in range(rng.randint(4, 6)):
-        lines.append(asked)
-        truth = says(p["passage"], p["relation"], p["subject"]) or "the text does not say"
-        if p["kind"] == "known":
-            truth = FACTS[p["relation"]][p["subject"]]
-        judged = rng.random() < _JUDGED
-        wrong = judged and rng.random() < .5
-        answer = ANSWER[p["kind"]](rng, p, "wrong" if wrong else "good")
-        lines.append(answer + (f" Wrong: {truth}." if wrong else " Right." if judged else ""))
+        lines += [asked, ANSWER[p["kind"]](rng, p, "good")]
         p = dict(p, **dict(zip(("relation", "subject"), question(rng, p["passage"]))))
         asked = asked_of(rng, "text", p["relation"], p["subject"])
     return "\n".join(lines)
