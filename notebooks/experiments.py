@@ -650,8 +650,11 @@ def world(n=20000):
         judgement = labeler.judge(p, p["response"])
         judged[p["kind"]].append(judgement)
         judged["all"].append(judgement)
-    rows = [[kind, f"{len(each) / n:.0%}", *(f"{statistics.mean(map(mark, each)):.0%}"
-                                             for mark in marks.values())]
+    of_texts = [p for p in almanac.demonstrations("train", n, 1, "reading")
+                if p["kind"] == "reading"]
+    judged["reading"] = [labeler.judge(p, p["response"]) for p in of_texts]
+    rows = [[kind, "(own topic)" if kind == "reading" else f"{len(each) / n:.0%}",
+             *(f"{statistics.mean(map(mark, each)):.0%}" for mark in marks.values())]
             for kind, each in judged.items()]
     return markdown(["answers to", "share", *marks], rows)
 
@@ -849,7 +852,9 @@ def every(experiments, roots):
     results = ROOT / "notebooks" / "results"
     for path in (roots[0] / "experiments").iterdir():
         shutil.copy(path, results)
-    for judged in report.run(report.Config(out=",".join(map(str, roots)))):
+    # of each kind of prompt at least 1000
+    judge = report.Config(out=",".join(map(str, roots)), test_prompts=9000)
+    for judged in report.run(judge):
         judged = dict(judged, code=code_hash())
         (results / f"evaluation-{judged['seed']}.json").write_text(json.dumps(judged, indent=1),
                                                                    encoding="utf-8")

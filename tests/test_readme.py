@@ -16,7 +16,8 @@ from notebooks import benchmark, memory
 from notebooks import experiments
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.zh.md", ROOT / "notebooks" / "RESULTS.md"]
+PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.zh.md", ROOT / "notebooks" / "RESULTS.md",
+         ROOT / "notebooks" / "FAQ.md"]
 RESULTS = ROOT / "notebooks" / "results"
 SWEEPS = ["options", "details", "rounds", "feedback", "ensembles", "best_of_n", "overoptimisation"]
 
