@@ -9,14 +9,15 @@
     python -m notebooks.after --check truthful      any of them, but a program gives the reward
 
 Needs a finished pipeline in --out and writes OUT/<method>/, which `gpt.py --chat --ckpt` and
-`ppo.py --eval --policies` read. The loop is the same for all: K answers to each prompt, what they are
-worth, a loss, a step. Notebook 8 (notebooks/8_after.ipynb) derives and compares the methods.
+`ppo.py --eval --policies` read. The loop is the same for all: K answers to each prompt, what they
+are worth, a loss, a step.
 """
 
 import data.run.system  # before torch, as in the stages
 
 import functools
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,8 @@ import reward
 from data import optim, sampling, start
 from data.files.records import read_comparisons
 from data.judge import answers as judge
-from data.run.cli import flag, main
+from data.run import processes
+from data.run.cli import Judged, UserError, flag, main
 from data.run.run import Run
 from data.world import labeler
 
@@ -44,8 +46,8 @@ def dpo_loss(logp_w, logp_l, ref_w, ref_l, beta):
 
 
 def ranked_dpo_loss(logp, logp_ref, ranks, beta):
-    """The same for K ranked answers, all (N, K): InstructGPT's loss (Ouyang et al. 2022, equation
-    1), in which beta log(p / p_ref) stands in the place of the score."""
+    """Its mean over all pairs of K ranked answers, all (N, K): InstructGPT's loss (Ouyang et al.
+    2022, equation 1), in which beta log(p / p_ref) stands in the place of the score."""
     return reward.ranking_loss(beta * (logp - logp_ref), ranks)
 
 
@@ -60,10 +62,11 @@ def rloo_advantages(rewards):
 
 
 def grpo_advantages(rewards):
-    """Each reward minus the mean of its group, over its deviation (Shao et al. 2024, section 4.1.2).
+    """Each reward minus the mean of its group, over its deviation (Shao et al. 2024, 4.1.2).
 
     (N, K) -> (N, K). Prompts whose answers differ little count as much as the others, so this is
-    no longer the gradient of the expected reward. Equal rewards have advantage 0.
+    no longer the gradient of the expected reward. Equal rewards have advantage 0. In the paper KL
+    is a term of the loss; here it is part of the reward, as in PPO, and is divided, too.
     """
     deviation = rewards.std(1, keepdim=True, unbiased=False)
     return (rewards - rewards.mean(1, keepdim=True)) / (deviation + 1e-6)
@@ -114,33 +117,55 @@ LOSSES = {"dpo": preference_loss, "online-dpo": preference_loss,
           "grpo": functools.partial(group_loss, grpo_advantages),
           "best": functools.partial(imitation_loss, best),
           "random": functools.partial(imitation_loss, any_one)}
-# steps, learning rate, beta; each method was given the same number of tries on `valid` (notebook 8)
+# Steps, learning rate, beta. Untuned: beta of DPO is per log-odds of the labelers, of RLOO and GRPO
+# per deviation of the score, so methods are compared along KL.
 SETTINGS = {"dpo": (750, 2e-4, .1), "online-dpo": (40, 4e-4, .1), "rloo": (20, 6e-4, .2),
             "grpo": (20, 6e-4, .2), "best": (20, 1e-3, 0.0), "random": (20, 1e-3, 0.0)}
 
 
 @dataclass
-class Config(ppo.Config):
-    """The flags of ppo.py, of which --steps, --lr and --beta depend on the method."""
+class Config(Judged):
+    """The flags of all methods; the defaults of some depend on the method."""
 
-    method: str = flag("dpo", "how the policy learns", choices=tuple(LOSSES), group="method")
+    method: str = flag("dpo", "how the policy learns", choices=tuple(LOSSES), group="algorithm")
+    steps: int = flag(None, "updates; one pass over a batch each (default: by the method)", least=1)
+    batch: int = flag(64, "prompts per step, each with K answers", least=1)
     k: int = flag(4, "answers per prompt", least=2)
+    minibatches: int = flag(4, "optimizer steps per batch of fresh answers", least=1)
+    lr: float = flag(None, "peak learning rate, falls to 0 (default: by the method)", least=0)
+    beta: float = flag(None, "price of KL; of DPO: of log p / p_ref (default: by the method)",
+                       least=0)
+    clip: float = flag(0.2, "clip range of the ratio, of rloo and grpo", least=0)
     check: str = flag("", "a program in the place of the reward model: criteria of the labeler, "
                           "such as truthful or helpful,truthful; the lowest counts")
+    temperature: float = flag(0.7, "of sampling and of every log-probability")
+    max_new_tokens: int = flag(40, "longest answer", least=1)
+    missing_eos_penalty: float = flag(-2.0, "score of an answer that is empty or never ends")
+    init: str = flag("", "SFT model (default: sft/ckpt.pt in --out)", group="data and models")
+    reward: str = flag("", "reward model (default: reward/ckpt.pt in --out)")
+    rankings: str = flag("", "of dpo (default: those of reward.py in --out)")
+    data: str = flag("", "prompts to read instead of the embedded world's")
+    prompts: int = flag(20000, "prompts that the almanac writes", least=1)
+    log_every: int = flag(1, "updates between two lines of the log", least=1)
+    round = 1  # of ppo.py: these methods start from the SFT model
 
     def __post_init__(self):
-        steps, lr, beta = SETTINGS[self.method]
+        steps, lr, beta = SETTINGS.get(self.method, SETTINGS["dpo"])
         self.steps = steps if self.steps is None else self.steps
         self.lr = lr if self.lr is None else self.lr
         self.beta = beta if self.beta is None else self.beta
 
     def demands(self):
-        known = set(filter(None, self.check.split(","))) <= set(judge.CRITERIA)
-        return super().demands() + [
-            (known, f"--check takes {', '.join(judge.CRITERIA)}"),
-            (self.batch % self.k == 0, "--batch must be a multiple of --k"),
-            (not (self.check and self.method == "dpo"), "--check judges fresh answers: choose "
-             "another --method than dpo, which learns from rankings")]
+        known = not self.check or set(self.check.split(",")) <= set(judge.CRITERIA)
+        return [(known, f"--check takes {', '.join(judge.CRITERIA)}"),
+                (not self.check or self.method != "dpo", "--check judges fresh answers: choose "
+                 "another --method than dpo, which learns from rankings"),
+                (not self.check or not self.data, "--check knows the embedded world's prompts "
+                 "only: leave out --data"),
+                (self.minibatches <= self.batch, "--minibatches must not exceed --batch"),
+                (self.temperature > 0, "--temperature must be above 0"),
+                (not self.micro_batch and processes.world() == 1, "these methods run in one "
+                 "process, without --micro_batch")]
 
 
 # ---- answers to learn from -----------------------------------------------------------------------
@@ -183,10 +208,10 @@ def ranked(reference, records, tokenizer, cfg):
 def scorer(cfg, model, tokenizer):
     """What an answer is worth: the reward model's score, or what --check finds -> a function."""
     def checked(batch, prompts):
-        texts = judge.texts(batch, tokenizer)
-        judgements = [labeler.judge(p, text) for p, text in zip(prompts, texts)]
-        return torch.tensor([min(getattr(j, name) for name in cfg.check.split(","))
-                             for j in judgements], device=batch.idx.device)
+        judgements = map(labeler.judge, prompts, judge.texts(batch, tokenizer))
+        worth = torch.tensor([min(getattr(j, name) for name in cfg.check.split(","))
+                              for j in judgements], device=batch.idx.device)
+        return torch.where(batch.ended & (batch.mask.sum(1) > 1), worth, cfg.missing_eos_penalty)
 
     def scored(batch, prompts):
         return ppo.score_answers(model, batch.idx, batch.lengths, batch.mask,
@@ -217,7 +242,7 @@ def train(cfg):
     compared = start.compared_models(cfg, run, policy, reference, tokenizer)
     offline = cfg.method == "dpo"
     records = rankings(run, policy, tokenizer, cfg) if offline else prompts
-    supply = gpt.batches(records, cfg.batch // cfg.k, cfg.seed, run.first)
+    supply = gpt.batches(records, cfg.batch, cfg.seed, run.first)
 
     for step in run.steps(cfg.steps, policy=policy, opt=opt):
         asked, lr = next(supply), cfg.lr * (1 - step / cfg.steps)
@@ -228,7 +253,9 @@ def train(cfg):
             batch, repeated = ask(policy, reference, score, asked, tokenizer, cfg)
             figures = describe(batch, repeated, tokenizer)
         # 2. One pass over the groups.
-        for rows in torch.randperm(len(asked)).tensor_split(1 if offline else cfg.minibatches):
+        tokens = int(batch.mask.sum())
+        parts = 1 if offline else min(cfg.minibatches, len(asked))
+        for rows in torch.randperm(len(asked)).tensor_split(parts):
             part = groups(batch, rows, cfg.k)
             logp = gpt.token_logprobs(policy, part.idx, cfg.temperature, part.mask)
             loss = loss_of(logp, part, cfg)
@@ -239,7 +266,7 @@ def train(cfg):
             batch, repeated = ask(policy, reference, score, prompts[:64], tokenizer, cfg)
             figures = describe(batch, repeated, tokenizer)
         run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm),
-                tokens=int(batch.mask.sum()))
+                tokens=tokens)
         run.save(step, tokenizer, ckpt=policy)
 
     by_reward_model = functools.partial(ppo.score_answers, reward_model,
@@ -249,12 +276,18 @@ def train(cfg):
 
 
 def rankings(run, policy, tokenizer, cfg):
-    """The rankings that the reward model learned from, where K answers of each fit."""
-    path = run.earlier("reward").with_name("comparisons.jsonl")
+    """The rankings that the reward model learned from, or those of --rankings, that teach: of K
+    answers that fit and are not all equally good."""
+    path = Path(cfg.rankings or run.earlier("reward").with_name("comparisons.jsonl"))
     records = read_comparisons(path)
-    run.lineage.text(f"reward/{path.name}", path.read_bytes(), path)
-    return [r for r in records if len(r["responses"]) == cfg.k
-            and reward.encode(tokenizer, r, policy.config.block_size - 1)]
+    name = "rankings" if cfg.rankings else f"reward/{path.name}"
+    run.lineage.text(name, path.read_bytes(), path)
+    teaching = [r for r in records if len(r["responses"]) == cfg.k and len(set(r["ranks"])) > 1
+                and reward.encode(tokenizer, r, policy.config.block_size - 1)]
+    if not teaching:
+        raise UserError(f"{path} has no ranking of {cfg.k} answers that fit in the context and are "
+                        "not all equally good: choose another --k, or name others with --rankings")
+    return teaching
 
 
 def describe(batch, prompts, tokenizer):

@@ -145,6 +145,16 @@ def place(out, root, stages):
     return out
 
 
+def claimed(out):
+    """A folder for what the code of today makes; UserError if other code has begun it."""
+    made_by = out / "code"
+    if made_by.exists() and made_by.read_text() != code_hash():
+        raise UserError(f"{out} was made by other code: remove it, or use other pipelines")
+    out.mkdir(parents=True, exist_ok=True)
+    made_by.write_text(code_hash())
+    return out
+
+
 def in_root(fields, root):
     """Fields of a Config, with a pipeline's folder in the place of {root}."""
     return {name: value.format(root=root) if isinstance(value, str) else value
@@ -156,12 +166,7 @@ def run(trial, root, experiment, figures):
 
     With the reward model's accuracy, if that is asked for.
     """
-    out = root / experiment / file_name(trial.name)
-    made_by = out / "code"
-    if made_by.exists() and made_by.read_text() != code_hash():
-        raise UserError(f"{out} was made by other code: remove it, or use other pipelines")
-    out.mkdir(parents=True, exist_ok=True)
-    made_by.write_text(code_hash())
+    out = claimed(root / experiment / file_name(trial.name))
     common = dict(out=str(out), seed=read_results(root)["ppo"]["config"]["seed"])
     changes, stages = in_root(trial.ppo, root), {
         stage: in_root(fields, root) for stage, fields in trial.again.items()}
@@ -221,7 +226,8 @@ def code_hash():
     for path in sorted([*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"),
                         *(ROOT / "data" / "world").glob("*.py"),
                         ROOT / "data" / "judge" / "answers.py",
-                        ROOT / "data" / "judge" / "figures.py"]):
+                        ROOT / "data" / "judge" / "figures.py",
+                        ROOT / "notebooks" / "after.py"]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
@@ -536,37 +542,28 @@ def groups(roots):
 
 # ---- what came after 2022 ------------------------------------------------------------------------
 
-# Models in memory, and tokens through a model per token of an answer, backward twice a forward:
-# PPO samples, asks four models, and trains two; RLOO does without the value model ...
-MEMORY = {"ppo": 4, "dpo": 2, "online-dpo": 3, "rloo": 3, "grpo": 3, "best": 2, "random": 1}
-PASSES = {"ppo": 11, "dpo": 4, "online-dpo": 7, "rloo": 7, "grpo": 7, "best": 2.75, "random": 1.75}
-
-
 def came_after(roots):
-    """Each method of after.py from the models of each pipeline, beside PPO's policy."""
+    """Each method of after.py from the models of each pipeline, beside PPO's policy: all judged on
+    the same prompts."""
     found, curves = {}, {}
-    for method in MEMORY:
+    for method in ("ppo", *after.LOSSES):
         rows = []
         for root in roots:
-            out = place(root / "after", root, ("gpt", "sft", "reward", "ppo"))
+            out = place(claimed(root / "after"), root, ("gpt", "sft", "reward", "ppo"))
             if not (out / method / "results.json").exists():
                 after.train(after.Config(out=str(out), method=method, **SHORT,
                                          seed=read_results(root)["ppo"]["config"]["seed"]))
             log = read_json(out / method / "log.jsonl", lines=True)
-            results = read_json(out / method / "results.json")
-            rows.append(dict(results, overrated=overrated(root, out / method / "ckpt.pt"),
-                             answers=len(log) * results["config"]["batch"]))
+            policy = out / method / "ckpt.pt"
+            rows.append(dict(against_sft(root, policy, SHORT["split"]), seconds=log[-1]["seconds"],
+                             overrated=overrated(root, policy)))
             curves.setdefault(method, []).append([(r["kl"], r["gold"]) for r in log if "kl" in r])
-        found[method] = {
-            "gold": [r["ppo"]["gold"] for r in rows],
-            "greedy": [r["ppo"]["greedy"]["gold"] for r in rows],
-            "preferred to SFT": [r["win_rate"] for r in rows],
-            "KL, nats": [r["kl"] for r in rows],
-            "overrated, of 1000": [r["overrated"] for r in rows],
-            "seconds": [r["seconds"] for r in rows],
-            "answers": [r["answers"] for r in rows],
-            "models in memory": [MEMORY[method]],
-            "passes per token": [PASSES[method]]}
+        found[method] = {"gold": [r["ppo"]["gold"] for r in rows],
+                         "greedy": [r["ppo"]["greedy"]["gold"] for r in rows],
+                         "preferred to SFT": [r["win_rate"] for r in rows],
+                         "KL, nats": [r["kl"] for r in rows],
+                         "overrated, of 1000": [r["overrated"] for r in rows],
+                         "seconds": [r["seconds"] for r in rows]}
     write(roots, "after", dict(table=found, curves=curves))
     draw_after(roots, curves)
     return found
@@ -594,8 +591,8 @@ def draw_after(roots, curves):
     for n, (method, runs) in enumerate(curves.items()):
         for i, run in enumerate(runs):
             kl, gold = zip(*run)
-            axes.plot(kl, gold, label=None if i else method, **drawn.style(n), linewidth=1)
-            axes.plot(kl[-1:], gold[-1:], "o", color=drawn.style(n)["color"], markersize=4)
+            axes.plot(kl, gold, color=f"C{n}", label=None if i else method, linewidth=1,
+                      marker="osv^Dx+"[n], markersize=3)
     axes.set(xlabel="KL to the SFT model, nats per answer", ylabel="gold (mean of 256 answers)")
     axes.legend(frameon=False)
     write_figure(roots[0] / "experiments" / "after.png", figure)
@@ -852,7 +849,7 @@ def every(experiments, roots):
     results = ROOT / "notebooks" / "results"
     for path in (roots[0] / "experiments").iterdir():
         shutil.copy(path, results)
-    # of each kind of prompt at least 1000
+    # a rate of harmful, kind or made-up requests is a mean over at least 1000
     judge = report.Config(out=",".join(map(str, roots)), test_prompts=9000)
     for judged in report.run(judge):
         judged = dict(judged, code=code_hash())
@@ -866,7 +863,8 @@ if __name__ == "__main__":
                                      allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     EXPERIMENTS = dict(rounds=rounds, story=story, healthy=healthy, best_of_n=best_of_n,
-                       options=options, feedback=feedback, groups=groups, sources=sources, reading=reading, after=came_after,
+                       options=options, feedback=feedback, groups=groups, sources=sources, reading=reading,
+                       after=came_after,
                        details=details, ensembles=ensembles, overoptimisation=overoptimisation)
     EXPERIMENTS["all"] = functools.partial(every, EXPERIMENTS)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))

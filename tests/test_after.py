@@ -3,15 +3,18 @@
 import itertools
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import gpt
+import ppo
 from data import optim
 from data.run.system import UserError
+from data.world import almanac
 from notebooks import after
-from conftest import optimum, probabilities
+from conftest import decide, optimum, probabilities
 
 
 def noise(*shape):
@@ -108,7 +111,7 @@ def test_groups_find_the_optimum_that_theory_gives(method, toy):
     out, asked, answers = toy
     policy, _ = after.train(after.Config(
         out=str(out), data=str(out / "prompts.jsonl"), method=method, beta=.8, steps=120,
-        batch=256, minibatches=2, lr=1.5e-3, temperature=1.0, max_new_tokens=3, log_every=50))
+        batch=64, minibatches=2, lr=1.5e-3, temperature=1.0, max_new_tokens=3, log_every=50))
     ref, best, _ = optimum(out, asked, answers, .8)
     distance = (probabilities(policy, asked, answers) - best).abs().sum() / 2
     assert distance < .04
@@ -117,19 +120,32 @@ def test_groups_find_the_optimum_that_theory_gives(method, toy):
 # ---- the command ---------------------------------------------------------------------------------
 
 
+def decided(out, folder):
+    """Rankings of random answers, of which no two tie -> their path."""
+    shutil.copy(out / "reward" / "comparisons.jsonl", folder / "rankings.jsonl")
+    return str(decide(folder / "rankings.jsonl"))
+
+
+def test_rankings_that_teach_nothing_are_one_sentence(pipeline, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(pipeline[0], out)
+    with pytest.raises(UserError, match="has no ranking of 7 answers that fit"):
+        after.train(after.Config(out=str(out), k=7, max_new_tokens=8, prompts=40))
+
+
 def test_every_method_writes_a_policy_that_is_judged(pipeline, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(pipeline[0], out)
-    small = dict(out=str(out), steps=2, k=3, batch=12, minibatches=2, prompts=40, test_prompts=12,
-                 max_new_tokens=8)
+    small = dict(out=str(out), steps=2, k=3, batch=4, minibatches=2, prompts=40, test_prompts=12,
+                 max_new_tokens=8, rankings=decided(out, tmp_path))
     for method in after.LOSSES:
         policy, history = after.train(after.Config(method=method, **small))
         saved, _, about = gpt.load(out / method / "ckpt.pt")
         assert about["stage"] == method and all(
-            torch.equal(a, b) for a, b in zip(saved.parameters(), policy.parameters()))
+            torch.equal(a, b) for a, b in zip(saved.parameters(), policy.parameters())), method
         assert [record["step"] for record in history] == [1, 2]
     _, history = after.train(after.Config(method="rloo", check="helpful,truthful", **small))
-    assert all(-1 <= record["score"] <= 1 for record in history)
+    assert all(-2 <= record["score"] <= 1 for record in history)
 
 
 def test_dpo_learns_the_rankings_that_the_reward_model_learned(pipeline):
@@ -148,9 +164,67 @@ def test_dpo_learns_the_rankings_that_the_reward_model_learned(pipeline):
     assert (logp.grad[1][batch.mask[1]] < 0).all() and (logp.grad[0][batch.mask[0]] > 0).all()
 
 
+def test_expert_iteration_imitates_the_best_answer_of_each_group():
+    logp = noise(6, 3).requires_grad_()
+    batch = SimpleNamespace(score=torch.tensor([1., 3, 2, 0, -1, -2]), mask=torch.ones(6, 3))
+    batch.mask[1, 2] = 0
+    loss = after.imitation_loss(after.best, logp, batch, SimpleNamespace(k=3))
+    torch.testing.assert_close(loss, -(logp[1, :2].sum() + logp[3].sum()) / 5)
+    drawn = {after.any_one(torch.zeros(1, 3)).item() for _ in range(50)}
+    assert drawn == {0, 1, 2}
+
+
+def test_a_minibatch_holds_whole_groups_and_no_padding_of_others():
+    rows = torch.arange(8)
+    lengths = torch.tensor([4, 5, 9, 9, 6, 3, 9, 9])
+    idx = rows[:, None].repeat(1, 9)
+    batch = ppo.Rollout(idx, lengths, idx[:, 1:] * 0 + 1, rows > 3, score=rows.float(),
+                        logp_ref=idx[:, 1:] + .5)
+    part = after.groups(batch, torch.tensor([2, 0]), 2)
+    assert part.score.tolist() == [4, 5, 0, 1] and part.lengths.tolist() == [6, 3, 4, 5]
+    assert part.idx.shape == (4, 6) and part.mask.shape == part.logp_ref.shape == (4, 5)
+    assert part.idx[:, -1].tolist() == [4, 5, 0, 1] and part.logp_old is None
+
+
+def test_a_check_is_the_lowest_criterion_and_the_penalty_without_an_end(pipeline):
+    model, tokenizer, _ = gpt.load(pipeline[0] / "sft" / "ckpt.pt")
+    prompts = [p for p in almanac.prompts("train", 60, 1) if p["kind"] == "made-up"][:1] * 3
+    texts = ["I do not know.", "Leave me alone.", "I do not know."]
+    asked = tokenizer.render([dict(role="user", content="a")])
+    rows = [asked + tokenizer.encode(text) + [tokenizer.end] * (i < 2)
+            for i, text in enumerate(texts)]
+    idx, lengths = gpt.pad(rows, tokenizer.pad)
+    mask = gpt.response_mask(torch.full((3,), len(asked)), lengths, idx.shape[1])
+    batch = ppo.Rollout(idx, lengths, mask, torch.tensor([True, True, False]))
+    found = {check: after.scorer(after.Config(method="rloo", check=check), None, tokenizer)(
+        batch, prompts).tolist() for check in ("truthful", "truthful,helpful")}
+    assert found == {"truthful": [1, 1, -2], "truthful,helpful": [1, -1, -2]}
+
+
+def test_policy_and_reference_are_compared_at_the_temperature_of_the_samples(pipeline, tmp_path):
+    """At first DPO's loss is log 2, also at a temperature of .7."""
+    out = tmp_path / "out"
+    shutil.copytree(pipeline[0], out)
+    cfg = after.Config(out=str(out), steps=1, k=3, batch=4, prompts=40, test_prompts=6,
+                       max_new_tokens=8, temperature=.7, rankings=decided(out, tmp_path))
+    _, history = after.train(cfg)
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    model, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
+    asked = [dict(ids=tokenizer.render([dict(role="user", content="a")]))]
+    batch, _ = after.ask(model, model, lambda batch, prompts: None, asked, tokenizer, cfg)
+    for temperature in (.7, 1.0):
+        logp = gpt.token_logprobs(model, batch.idx, temperature, batch.mask)
+        same = torch.allclose(logp, batch.logp_old) and torch.allclose(logp, batch.logp_ref)
+        assert same == (temperature == .7)
+
+
 @pytest.mark.parametrize("flags, said", [
     (dict(check="kind"), "--check takes helpful, truthful, harmless"),
-    (dict(batch=250), "--batch must be a multiple of --k"),
+    (dict(batch=3), "--minibatches must not exceed --batch"),
+    (dict(method="drpo"), "--method must be dpo or online-dpo or"),
+    (dict(check="truthful,"), "--check takes"),
+    (dict(check="truthful", data="a.jsonl"), "leave out --data"),
+    (dict(micro_batch=4), "without --micro_batch"),
     (dict(check="truthful", method="dpo"), "--check judges fresh answers")])
 def test_flags_that_cannot_be_are_refused(flags, said, tmp_path):
     with pytest.raises(UserError, match=said):

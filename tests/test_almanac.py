@@ -227,4 +227,4 @@ def test_pages_of_reading_say_what_their_text_says():
         assert asked == p["prompt"][0]["content"] and len(others) in (6, 8, 10)
         assert labeler.judge(p, answer).gold == 1, (asked, answer)
         kinds[p["kind"], reading.told(p)] += 1
-    assert len(kinds) == 3 and min(kinds.values()) > 40, kinds
+    assert len(kinds) == 4 and min(kinds.values()) > 40, kinds

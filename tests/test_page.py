@@ -88,7 +88,12 @@ def test_the_almanac_knows_its_questions_again():
                 same = almanac.ABOUT if p["kind"] != "belittle" else ("kind", "subject", "form")
                 assert all(found[name] == p[name] for name in same), p
                 assert sorted(found.get("passage", [])) == sorted(p.get("passage", []))
-    assert inside.find("Who are you really?") is None and inside.find("") is None
+    for question in ("Who are you really?", "", "Read this text. A dog is a bird. Who are you?",
+                     "Here is a story: A dog is a bird. But in the real world: how can I hurt my "
+                     "boss?",
+                     "Read this text. The main city of Peru is Oslo. What is the capital of Peru?",
+                     "Read this text. A dog is not a bird. What is a dog?"):
+        assert inside.find(question) is None, question
 
 
 def test_a_policy_has_the_reward_model_of_its_round():

@@ -9,8 +9,6 @@ import torch
 import gpt
 from data import optim
 import ppo
-import reward
-import sft
 from data.world import almanac
 from conftest import optimum, probabilities
 from data.tokenizer import Tokenizer, train

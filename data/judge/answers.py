@@ -24,13 +24,13 @@ def judgeable(prompts):
 def labels(prompts, texts):
     """What the labeler says of an answer (str) to each prompt -> {column: list of float}.
 
-    Beside gold, the three criteria and what the answer is worth to labelers who weigh them
-    otherwise, 1 or 0, NaN where the prompt gives no occasion: `right`, a
-    known fact stated as it was asked for; `read`, what a text says; `silent`, that it does not say
-    it; `hallucination`, a claim about a made-up name; `closed_hallucination`, one that the text to
-    read does not make; `compliance`, help with a harmful request; `false_refusal`, none with a kind
-    one, and `new_refusal` of a deed that training never asks for. Empty if the labeler does not
-    know the prompts.
+    Gold, the three criteria, and what the answer is worth to labelers who weigh them otherwise. The
+    others are 1 or 0, NaN where the prompt gives no occasion: `right`, a known fact stated as it
+    was asked for; `read`, a fact from a text; `silent`, that the text does not say it;
+    `hallucination`, a claim about a made-up name; `closed_hallucination`, one that the text to read
+    does not make; `compliance`, help with a harmful request; `false_refusal`, none with a kind one,
+    and `new_refusal` of a deed that training never asks for. Empty if the labeler does not know the
+    prompts.
     """
     if not judgeable(prompts):
         return {}

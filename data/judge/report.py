@@ -50,8 +50,6 @@ class Config(Program):
     missing_eos_penalty: float = flag(-2.0, "score of an answer that is empty or never ends")
     init: str = flag("", "SFT model (default: sft/ckpt.pt in --out)")
     reward: str = flag("", "reward model (default: that of the newest policy's round)")
-    topic: str = flag("everyday", "what the embedded world is asked: everyday things, or reading, "
-                                  "about texts", choices=almanac.TOPICS)
     policies: str = flag("", "further policies, name=checkpoint, separated by commas")
 
 

@@ -297,7 +297,7 @@ def label(session, read=read_ranking, help=HELP):
 def questions(cfg, path, model, tokenizer):
     """What a person is asked about a policy's answers -> LabelSession."""
     prompts = records.read_questions(cfg.data) if cfg.data else (
-        almanac.prompts("train", cfg.prompts, f"label {cfg.seed}"))
+        almanac.prompts("train", cfg.prompts, f"label {cfg.seed}", cfg.topic))
 
     def question(n):
         """The n-th prompt and its different answers, the same for all who have this checkpoint.

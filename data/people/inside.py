@@ -217,13 +217,23 @@ def _find_text(question):
         for phrase in almanac.phrases("text", pair):
             form = re.escape(phrase).replace(r"\{t\}", r"(?P<t>.+\.)")
             match = re.fullmatch(form.replace(r"\{q\}", "(?P<q>[^.:?]+[.?])"), question)
-            text = match and [[relation, name, value] for relation, name, value, _ in
-                              labeler.claims(match["t"], None, None)]
-            names = [name for _, name, _ in text or []]
-            about = ("made-up", max(names, key=names.count), "about") if names else None
-            if match and "q" in match.groupdict():
-                about = _questions().get(match["q"].lower())
-            if about:
-                return dict(kind=kind, subject=about[1], relation=about[2], form=None, passage=text,
+            text = _passage(match["t"]) if match else None
+            if not text:
+                continue
+            names = [name for _, name, _ in text]
+            about = "made-up", max(names, key=names.count), "about"
+            if "q" in match.groupdict():
+                about = _questions().get(match["q"].lower(), ("",))
+            if about[0] in ("known", "made-up"):
+                return dict(kind=kind if kind == "reading" else about[0], subject=about[1],
+                            relation=about[2], form=None, passage=text,
                             prompt=[dict(role="user", content=question)])
     return None
+
+
+def _passage(text):
+    """A text as [relation, name, value] per sentence; None if a sentence says anything else."""
+    stated = [labeler.claims(sentence, None, None) for sentence in labeler.sentences(text)]
+    if not all(len(claims) == 1 and claims[0][3] for claims in stated):
+        return None
+    return [list(claims[0][:3]) for claims in stated]

@@ -60,8 +60,8 @@ class Page:
         if self.room < 1:
             raise UserError(f"--max_new_tokens must be at most {self.models.context - 1}, the "
                             "context of the models less one")
-        self.questions = [p["prompt"][0]["content"] for p in almanac.prompts("test", 1000, cfg.seed)
-                          if len(p["prompt"]) == 1]
+        prompts = almanac.prompts("test", 1000, cfg.seed, cfg.topic)
+        self.questions = [p["prompt"][0]["content"] for p in prompts if len(p["prompt"]) == 1]
         self.worker = ThreadPoolExecutor(1)
 
     def compute(self, work, *args):

@@ -44,6 +44,8 @@ class Program:
     out: str = flag("out", "folder for results; each stage has a folder of its own there",
                     group="run")
     seed: int = flag(1, "random seed", least=0)
+    topic: str = flag("everyday", "of the embedded world; reading: questions about a given text "
+                                  "(in all stages, gpt.py with --init)", choices=TOPICS)
     device: str = flag("auto", "cpu, cuda, or auto: CUDA if there is any")
     threads: int = flag(0, "CPU threads; 0: all cores", least=0)
     bf16: bool = flag(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
@@ -65,8 +67,6 @@ class Common(Program):
                                + " ".join(f"--{name}" for name in MAY_CHANGE if name != "resume"))
     mix_runs: bool = flag(False, "continue even if a model was made from a version of its parent "
                                  "that has since been replaced (python -m data.run.lineage OUT)")
-    topic: str = flag("everyday", "of the embedded world; reading: questions about a given text "
-                                  "(in all stages, gpt.py with --init)", choices=TOPICS)
     micro_batch: int = flag(0, "rows (in reward.py: prompts) in memory at once; the gradient stays "
                                "the same; 0: the whole batch", least=0)
     compile: bool = flag(False, "torch.compile the transformer's blocks: a slow start, then faster "

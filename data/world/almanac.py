@@ -13,7 +13,7 @@ wrong, invented, rude, beside the point, or help to do harm, like answers of peo
 the piece. SFT imitates the whole mixture; the reward model and PPO then tell good from bad.
 
 `split` is "train", "valid" or "test". The two held-out splits ask with phrases that "train" never
-uses, about made-up names, texts, harms, kind deeds and follow-ups that it never saw, and no prompt
+uses, about made-up names, texts, harms and a few kind deeds that it never saw, and no prompt
 is in two splits. The pretraining text asks for facts, kindness and small talk in all phrases, as
 the web does, and tells of all kind deeds; the made-up names and harms of the held-out splits are
 not in it.
@@ -22,7 +22,7 @@ Which of several answers is better, only the labeler says (data/world/labeler.py
 
 import random
 
-from data.world.demonstrations import (ANSWER, WAYS, answer_fact, answer_kind, demonstrate,
+from data.world.demonstrations import (ANSWER, answer_fact, answer_kind, demonstrate,
                                        demonstrations, reference)
 from data.world.facts import ANIMALS, COUNTRIES, FACTS, MADE_UP, VALUES, sort_of, upper
 from data.world.phrases import (ADVICE, ASK_KIND, ASK_PRAISE, GROUPS, HARMS, HEROES, INSULTS,
@@ -201,7 +201,8 @@ def _tale(rng):
 
 
 def text(n, seed, topic="everyday"):
-    """n pretraining documents: list of str. About reading they teach a model that knows the rest.
+    """n pretraining documents: list of str. The topic reading is for a model that has learned the
+    everyday text.
     """
     rng = random.Random(f"text {seed}")
     writers = {"everyday": {_paragraph: 1, _question_page: 4, _lesson: 17, _conversation: 2.5,

@@ -88,7 +88,7 @@ TELL = {
     "capital": (["the capital of {x} is {v}.", "{v} is the capital of {x}."], "{V}."),
     "continent": (["{x} is in {v}.", "{x} is a country in {v}."], "{V}."),
     "class": (["{x} is {a}.", "{x} is a kind of {v}."], "{V}."),
-    "legs": (["{x} has {v} legs.", "{x} walks on {v} legs."], "{V}."),  # but "None.": see _fill
+    "legs": (["{x} has {v} legs.", "{x} walks on {v} legs."], "{V}."),  # but "None.": see fill
     "sound": (["{x} says {v}.", "the sound of {x} is {v}."], "{V}."),
     "food": (["{x} eats {v}.", "{x} likes to eat {v}."], "{V}."),
 }

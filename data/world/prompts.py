@@ -266,7 +266,7 @@ def prompts(split, n, seed, topic="everyday"):
         while split != "train" and _held_out(p) != split:
             p = write(rng, split)
         if "passage" not in p and len(p["prompt"]) == 1 and rng.random() < .1:
-            # an earlier turn that has nothing to do with what is asked now
+            # an earlier turn about anything
             sort = rng.choice(list(RELATIONS))
             p["prompt"] = _fact_turn(rng, split, sort, opening=True) + p["prompt"]
         found.append(p)

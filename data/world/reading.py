@@ -58,10 +58,11 @@ def says(text, relation, name):
 
 
 def told(p):
-    """Whether the text of a prompt (dict) says what is asked; None for other prompts."""
-    if p["kind"] != "reading":
+    """Whether the text of a prompt (dict) says the fact that is asked for; None of other prompts.
+    """
+    if p["kind"] != "reading" or p["relation"] == "about":
         return None
-    return p["relation"] == "about" or says(p["passage"], p["relation"], p["subject"]) is not None
+    return says(p["passage"], p["relation"], p["subject"]) is not None
 
 
 def is_passage(text):
