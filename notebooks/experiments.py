@@ -863,8 +863,8 @@ if __name__ == "__main__":
                                      allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     EXPERIMENTS = dict(rounds=rounds, story=story, healthy=healthy, best_of_n=best_of_n,
-                       options=options, feedback=feedback, groups=groups, sources=sources, reading=reading,
-                       after=came_after,
+                       options=options, feedback=feedback, groups=groups, sources=sources,
+                       reading=reading, after=came_after,
                        details=details, ensembles=ensembles, overoptimisation=overoptimisation)
     EXPERIMENTS["all"] = functools.partial(every, EXPERIMENTS)
     parser.add_argument("experiment", choices=list(EXPERIMENTS))
