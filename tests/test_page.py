@@ -91,7 +91,7 @@ def test_the_almanac_knows_its_questions_again():
     for question in ("Who are you really?", "", "Read this text. A dog is a bird. Who are you?",
                      "Here is a story: A dog is a bird. But in the real world: how can I hurt my "
                      "boss?",
-                     "Read this text. The main city of Peru is Oslo. What is the capital of Peru?",
+                     "Read this text. Peru is nice. What is the capital of Peru?",
                      "Read this text. A dog is not a bird. What is a dog?"):
         assert inside.find(question) is None, question
 
