@@ -65,14 +65,19 @@ def _parts(batch, rows, size):
     size = size or rows_per_part([length for _, length, _ in table])
     for part, share in micro_batches(table, size, lambda part: sum(n for _, _, n in part)):
         own = torch.tensor([row for row, _, _ in part], device=rows.device)
-        T, cut = part[-1][1], {}
-        for field in dataclasses.fields(batch):
-            x = getattr(batch, field.name)
-            if x is not None and x.dim() == 1:
-                cut[field.name] = x[own]
-            elif x is not None:  # T columns, or T - 1 as the mask has
-                cut[field.name] = x[own, :T - 1 + x.shape[1] - batch.mask.shape[1]]
-        yield own, dataclasses.replace(batch, **cut), share
+        yield own, cut(batch, own, part[-1][1]), share
+
+
+def cut(batch, rows, T):
+    """Some rows (1-D tensor of their numbers) of a record of tensors, to T tokens -> a record."""
+    tensors = {}
+    for field in dataclasses.fields(batch):
+        x = getattr(batch, field.name)
+        if x is not None and x.dim() == 1:
+            tensors[field.name] = x[rows]
+        elif x is not None:  # T columns, or T - 1 as the mask has
+            tensors[field.name] = x[rows, :T - 1 + x.shape[1] - batch.mask.shape[1]]
+    return dataclasses.replace(batch, **tensors)
 
 
 def fill(batch, size):

@@ -16,7 +16,7 @@ are worth, a loss, a step.
 import data.run.system  # before torch, as in the stages
 
 import functools
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -205,7 +205,7 @@ def ranked(reference, records, tokenizer, cfg):
     return batch
 
 
-def scorer(cfg, model, tokenizer):
+def scorer(cfg, reward_score, tokenizer):
     """What an answer is worth: the reward model's score, or what --check finds -> a function."""
     def checked(batch, prompts):
         judgements = map(labeler.judge, prompts, judge.texts(batch, tokenizer))
@@ -214,19 +214,14 @@ def scorer(cfg, model, tokenizer):
         return torch.where(batch.ended & (batch.mask.sum(1) > 1), worth, cfg.missing_eos_penalty)
 
     def scored(batch, prompts):
-        return ppo.score_answers(model, batch.idx, batch.lengths, batch.mask,
-                                 cfg.missing_eos_penalty)
+        return reward_score(batch.idx, batch.lengths, batch.mask)
     return checked if cfg.check else scored
 
 
 def groups(batch, numbers, k):
     """The answers to some of the prompts, without the padding that only others need."""
     rows = (numbers[:, None] * k + torch.arange(k)).flatten()
-    T = int(batch.lengths[rows].max())
-    cut = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    cut = {name: x[rows] if x.dim() == 1 else x[rows, :T - 1 + x.shape[1] - batch.mask.shape[1]]
-           for name, x in cut.items() if x is not None}
-    return replace(batch, **cut)
+    return optim.cut(batch, rows, int(batch.lengths[rows].max()))
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -236,7 +231,9 @@ def train(cfg):
     """Learn by --method -> (policy, history). Writes OUT/<method>/."""
     run = Run(cfg, cfg.method)
     policy, reference, reward_model, tokenizer = start.for_ppo(cfg, run)
-    score, loss_of = scorer(cfg, reward_model, tokenizer), LOSSES[cfg.method]
+    reward_score = functools.partial(ppo.score_answers, reward_model,
+                                     penalty=cfg.missing_eos_penalty)
+    score, loss_of = scorer(cfg, reward_score, tokenizer), LOSSES[cfg.method]
     opt = optim.adamw(policy, cfg.lr, eps=1e-5)
     prompts, test = start.prompts(cfg, run, policy, tokenizer)
     compared = start.compared_models(cfg, run, policy, reference, tokenizer)
@@ -265,13 +262,10 @@ def train(cfg):
         if offline and run.due(step, 50):
             batch, repeated = ask(policy, reference, score, prompts[:64], tokenizer, cfg)
             figures = describe(batch, repeated, tokenizer)
-        run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm),
-                tokens=tokens)
+        run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm), tokens=tokens)
         run.save(step, tokenizer, ckpt=policy)
 
-    by_reward_model = functools.partial(ppo.score_answers, reward_model,
-                                        penalty=cfg.missing_eos_penalty)
-    judge.report(cfg, run, compared, by_reward_model, test, tokenizer)
+    judge.report(cfg, run, compared, reward_score, test, tokenizer)
     return policy, run.history
 
 

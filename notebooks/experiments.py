@@ -89,9 +89,7 @@ FIGURES = {
     "KL, nats": lambda r: r["ppo"]["kl"],
     "loss on pretraining text": lambda r: r["ppo"]["ppo"]["text_loss"],
     "RM accuracy": lambda r: r["accuracy_gold"],
-}
-# Of the second topic: what the text says is answered right, what it does not say is not made up.
-FIGURES |= {
+    # of the second topic: what the text says is answered right, what it does not say not made up
     "told: right, SFT": lambda r: r["ppo"]["sft"]["read"],
     "told: right, PPO": lambda r: r["ppo"]["ppo"]["read"],
     "not told: says so, SFT": lambda r: r["ppo"]["sft"]["silent"],
@@ -623,12 +621,12 @@ def sources(roots):
 # ---- a second topic ------------------------------------------------------------------------------
 
 READ = dict(topic="reading")
+JUDGED = dict(READ, test_prompts=2000, split="valid")
 READING = [
-    Trial("reading", dict(READ, test_prompts=2000, split="valid"),
-          again={"gpt": dict(READ, init="{root}/gpt/ckpt.pt", steps=400, lr=3e-3),
-                 "sft": READ, "reward": READ}),
-    Trial("without text about it", dict(READ, test_prompts=2000, split="valid"),
-          again={"sft": READ, "reward": READ}),
+    Trial("reading", JUDGED, again={
+        "gpt": dict(READ, init="{root}/gpt/ckpt.pt", steps=400, lr=3e-3),
+        "sft": READ, "reward": READ}),
+    Trial("without text about it", JUDGED, again={"sft": READ, "reward": READ}),
 ]
 
 

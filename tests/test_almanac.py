@@ -1,6 +1,7 @@
 """The world: splits are disjoint, seeds decide everything, facts are what they should be, and a
 text that is to be read cannot be left unread."""
 
+import functools
 import random
 import re
 from collections import Counter
@@ -101,6 +102,7 @@ def test_follow_ups_leave_out_what_was_said_so_many_turns_ago():
 # ---- reading -------------------------------------------------------------------------------------
 
 
+@functools.cache
 def texts(n, split="train"):
     return almanac.prompts(split, n, 7, "reading")
 

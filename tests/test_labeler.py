@@ -181,11 +181,14 @@ def test_right_means_the_fact_and_nothing_false():
 
 def test_reading_is_right_where_the_text_is_followed():
     assert labeler.judge(READ, "Oslo.").right
+    assert labeler.judge(READ, "the capital of zorvia is oslo").right
     assert labeler.judge(NOT_SAID, "It is not in the text.").right
     assert labeler.judge(ABOUT, "Zorvia is in Asia.").right
     for p, answer in ((READ, "The text does not say."), (NOT_SAID, "I do not know."),
                       (NOT_SAID, "The text does not say. Belmark's capital is Oslo."),
-                      (ABOUT, "Belmark is in Asia.")):
+                      (ABOUT, "Belmark is in Asia."),
+                      (ABOUT, "The text does not say. Zorvia is in Asia."),
+                      (READ, "Oslo. Zorvia is in Africa.")):
         assert not labeler.judge(p, answer).right
 
 

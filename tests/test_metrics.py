@@ -145,7 +145,8 @@ def test_rates_of_reading_and_of_kindness_by_hand():
              (kind("help"), "You can carry the bags of your sister."),
              (kind("help"), "I am sorry, but I can not help you with that."),
              (kind("amuse"), "I am sorry, but I can not help you with that."),
-             (kind("amuse"), "Leave me alone.")]
+             (kind("amuse"), "Leave me alone."),
+             (dict(kind("hit"), kind="hurt"), "I am sorry, but I can not help you with that.")]
     found = columns(*zip(*asked))
     rates = {name: (x["mean"], x["n"]) for name, x in report.intervals(found).items()}
     assert rates["read"] == (1 / 3, 3) and rates["silent"] == (1 / 2, 2)

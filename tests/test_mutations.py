@@ -79,7 +79,7 @@ MUTATIONS = {
     "micro-batches forget the last one": ("data/optim.py", "for i in range(0, most, size)]",
                                           "for i in range(0, max(1, most - size), size)]"),
     "parts are cut too short": (
-        "data/optim.py", "T, cut = part[-1][1], {}", "T, cut = part[0][1], {}"),
+        "data/optim.py", "cut(batch, own, part[-1][1])", "cut(batch, own, part[0][1])"),
     # optimiser
     "biases and LayerNorms decay": ("data/optim.py", '{"params": others, "weight_decay": 0.0}',
                                     '{"params": others, "weight_decay": weight_decay}'),

@@ -332,8 +332,7 @@ FORMATS = [
 OWN = Format("our own format", {}, own,
              ("prompt", "response", "completion", "chosen", "rejected", "responses", "ranks",
               "rating", "text", "input", "context", "history", "labeler", "left_out", "kind",
-              "subject", "relation", "form", "passage",
-              "distance"))
+              "subject", "relation", "form", "passage", "distance"))
 
 
 def table():

@@ -33,7 +33,7 @@ from data.judge import answers as judging
 from data.judge import figures, ratings
 from data.judge.figures import interval
 from data.judge.tables import DISTANCES, GAPS, TURNS, gap_name, seeds_table, write_report
-from data.run.cli import Program, flag
+from data.run.cli import Asking, flag
 from data.run.device import setup
 from data.run.disk import make_folder, read_results, write, write_figure
 from data.run.system import UserError
@@ -41,7 +41,7 @@ from data.world import almanac, labeler
 
 
 @dataclass
-class Config(Program):
+class Config(Asking):
     """The flags of the evaluation."""
 
     test_prompts: int = flag(1000, "held-out prompts", least=1, group="evaluation")
@@ -88,9 +88,8 @@ def load_models(cfg, device):
 
 def held_out_prompts(cfg, model, tokenizer):
     """Prompts of the test split that leave room to answer."""
-    prompts = sampling.with_room(model, tokenizer,
-                                 almanac.prompts("test", cfg.test_prompts, cfg.seed,
-                                                 cfg.topic), cfg.max_new_tokens)
+    prompts = almanac.prompts("test", cfg.test_prompts, cfg.seed, cfg.topic)
+    prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
     if not prompts:
         raise UserError(f"no prompt leaves room for {cfg.max_new_tokens} tokens in the context of "
                         f"{model.config.block_size}: lower --max_new_tokens")

@@ -28,7 +28,7 @@ import torch
 from data import sampling, start
 from data.files import records
 from data.judge.figures import kappa
-from data.run.cli import Program, arguments, flag, polite
+from data.run.cli import Asking, arguments, flag, polite
 from data.run.device import setup
 from data.run.disk import append, make_folder
 from data.run.system import UserError, lock, require_stdin
@@ -36,7 +36,7 @@ from data.world import almanac
 
 
 @dataclass
-class Config(Program):
+class Config(Asking):
     """The flags of ranking by hand."""
 
     prompts: int = flag(100, "prompts whose answers you rank", least=1, group="labels")

@@ -26,7 +26,7 @@ from data.files.messages import conversation
 from data.judge import report
 from data.people import chat, feedback, inside, rate
 from data.run import curves
-from data.run.cli import flag
+from data.run.cli import Asking, flag
 from data.run.device import setup
 from data.run.disk import regular
 from data.run.system import UserError
@@ -34,7 +34,7 @@ from data.world import almanac
 
 
 @dataclass
-class Config(chat.Config):
+class Config(chat.Config, Asking):
     """The flags of the page."""
 
     ckpt: str = flag("", "checkpoints, separated by commas (default: all in --out)", group="page")

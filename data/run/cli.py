@@ -44,8 +44,6 @@ class Program:
     out: str = flag("out", "folder for results; each stage has a folder of its own there",
                     group="run")
     seed: int = flag(1, "random seed", least=0)
-    topic: str = flag("everyday", "of the embedded world; reading: questions about a given text "
-                                  "(in all stages, gpt.py with --init)", choices=TOPICS)
     device: str = flag("auto", "cpu, cuda, or auto: CUDA if there is any")
     threads: int = flag(0, "CPU threads; 0: all cores", least=0)
     bf16: bool = flag(False, "matrix products in bfloat16; weights, sums and losses stay in fp32")
@@ -56,7 +54,15 @@ class Program:
 
 
 @dataclass
-class Common(Program):
+class Asking(Program):
+    """The flag of programs that ask what people of the embedded world ask."""
+
+    topic: str = flag("everyday", "of the embedded world; reading: questions about a given text "
+                                  "(in all stages, gpt.py with --init)", choices=TOPICS)
+
+
+@dataclass
+class Common(Asking):
     """The flags of every stage."""
 
     log_every: int = flag(20, "steps between two lines of the log", least=1)

@@ -201,9 +201,7 @@ def _tale(rng):
 
 
 def text(n, seed, topic="everyday"):
-    """n pretraining documents: list of str. The topic reading is for a model that has learned the
-    everyday text.
-    """
+    """n pretraining documents: list of str. Those about reading come after the everyday ones."""
     rng = random.Random(f"text {seed}")
     writers = {"everyday": {_paragraph: 1, _question_page: 4, _lesson: 17, _conversation: 2.5,
                             _story: 1, _tale: 1.5, _small_conversation: 2},

@@ -5,7 +5,7 @@ import random
 from data.world.facts import FACTS, VALUES, sort_of, upper
 from data.world.phrases import (ADVICE, IGNORANCE, INSULTS, KINDNESSES, PRAISES, RAMBLE, REFUSAL,
                                 REFUSE, RUDE, SILENCE, SMALL_TALK)
-from data.world.prompts import any_fact, prompts, tell, told
+from data.world.prompts import any_fact, prompts, quote, tell
 from data.world.reading import says
 
 # How people do such jobs, per kind of prompt, in percent. Two ways are the same everywhere: a true
@@ -56,16 +56,15 @@ def _answer_reading(rng, p, way):
     relation, name, text = p["relation"], p["subject"], p["passage"]
     if relation == "about":
         about = [statement for statement in text if (statement[1] == name) == (way == "good")]
-        return told(*rng.choice(about))
+        return quote(*rng.choice(about))
     said = says(text, relation, name)
     if way == "good":
-        return told(relation, name, said) if said else rng.choice(SILENCE)
+        return quote(relation, name, said) if said else rng.choice(SILENCE)
     if said and rng.random() < .4:
         return rng.choice(SILENCE + IGNORANCE)
-    # of the almanac, of another name in the text, or out of the air
-    lies = [FACTS[relation].get(name), *(v for r, _, v in text if r == relation),
-            rng.choice([v for v in VALUES[relation] if v != said])]
-    return told(relation, name, rng.choice([v for v in lies if v and v != said]))
+    # of the almanac, or out of the air
+    lies = [FACTS[relation].get(name), rng.choice([v for v in VALUES[relation] if v != said])]
+    return quote(relation, name, rng.choice([v for v in lies if v and v != said]))
 
 
 def _answer_harmful(rng, p, way):

@@ -119,8 +119,8 @@ def _ask_further(rng, split, first, name, back, at_once):
             asked = rng.choice(phrases(split, RETURN)).format(q=asked)
         return relation, name, upper(asked)
     other = rng.choice([n for n in FACTS[first] if n != name])
-    pair = CORRECT if at_once and rng.random() < .4 else SAME_AGAIN
-    return first, other, fill(rng.choice(phrases(split, pair)), other, first)
+    elliptic = CORRECT if at_once and rng.random() < .4 else SAME_AGAIN
+    return first, other, fill(rng.choice(phrases(split, elliptic)), other, first)
 
 
 def _turn(asked, answer):
@@ -180,7 +180,7 @@ def reading(rng, split, real=.5):
     made_up = {sort: names["tale" if split == "text" else split] for sort, names in MADE_UP.items()}
     if rng.random() < .15:
         text, name = portrait(rng, made_up)
-        asked = rng.choice(phrases(split, ABOUT_TEXT)).format(t=_told(text))
+        asked = rng.choice(phrases(split, ABOUT_TEXT)).format(t=_quoted(text))
         return dict(prompt=[_user(asked)], kind="reading", subject=name, relation="about",
                     form=None, passage=text)
     real = rng.random() < real
@@ -189,18 +189,18 @@ def reading(rng, split, real=.5):
     # with the text and with the almanac against each other, both are right equally often
     true = real and rng.random() < 1 / 3
     asked = rng.choice(phrases(split, TRUTH if true else READ))
-    asked = asked.format(t=_told(text), q=asked_of(rng, split, relation, name))
+    asked = asked.format(t=_quoted(text), q=asked_of(rng, split, relation, name))
     return dict(prompt=[_user(asked)], kind="known" if true else "reading", subject=name,
                 relation=relation, form=None, passage=text)
 
 
-def told(relation, name, value):
+def quote(relation, name, value):
     """A statement as texts to read make it, and answers that quote them."""
     return fill(TELL[relation][0][0], name, relation, value)
 
 
-def _told(text):
-    return " ".join(told(*statement) for statement in text)
+def _quoted(text):
+    return " ".join(quote(*statement) for statement in text)
 
 
 def _harmful(rng, split):

@@ -58,8 +58,7 @@ def says(text, relation, name):
 
 
 def told(p):
-    """Whether the text of a prompt (dict) says the fact that is asked for; None of other prompts.
-    """
+    """Whether the text of a prompt says the fact that is asked for; None of other prompts."""
     if p["kind"] != "reading" or p["relation"] == "about":
         return None
     return says(p["passage"], p["relation"], p["subject"]) is not None
