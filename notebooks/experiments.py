@@ -224,8 +224,7 @@ def code_hash():
     for path in sorted([*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"),
                         *(ROOT / "data" / "world").glob("*.py"),
                         ROOT / "data" / "judge" / "answers.py",
-                        ROOT / "data" / "judge" / "figures.py",
-                        ROOT / "notebooks" / "after.py"]):
+                        ROOT / "data" / "judge" / "figures.py"]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, DOCUMENTED) and ast.get_docstring(node):

@@ -261,16 +261,17 @@ def report(cfg, run, compared, score, test, tokenizer):
     samples = [dict(prompt=p["prompt"], **{name: texts[name][i] for name in models})
                for i, p in enumerate(test[:20])]
     run.write_results(**results, round=cfg.round, rounds=rounds, samples=samples)
-    print("\nsampled answers           " + "".join(f"{name:>9}" for name in models))
+    names = [run.stage if name == "ppo" else name for name in models]
+    print("\nsampled answers            " + "".join(f"{name:>11}" for name in names))
     for figure, label in PRINTED.items():
         if results["ppo"].get(figure) is not None:
-            print(f"{label:>25}  " + "".join(f"{results[name][figure]:9.3f}" for name in models))
+            print(f"{label:>25}  " + "".join(f"{results[name][figure]:11.3f}" for name in models))
     print(f"KL to SFT {results['kl']:.2f} nats per answer")
     if "win_rate" in results:
-        print(f"PPO preferred to SFT on {results['win_rate']:.1%} of the prompts, ties count half")
+        print(f"preferred to SFT on {results['win_rate']:.1%} of the prompts, ties count half")
     for s in samples[:10]:
         print("\n" + "\n".join(f"{m['role']:>9}: {m['content']}" for m in s["prompt"]))
-        for name in models:
-            print(f"{name:>9}: {s[name]}")
+        for name, shown in zip(models, names):
+            print(f"{shown:>9}: {s[name]}")
     run.finish(rounds=dict(runs={run.stage: rounds}, along="round",
                            panels=[["gold"], ["score"], ["kl"]]))
