@@ -178,15 +178,19 @@ def ask(policy, reference, score, asked, tokenizer, cfg):
     score(batch, prompts) -> (N * K,).
     """
     prompts = [p for p in asked for _ in range(cfg.k)]
-    idx, prompt_lengths = gpt.pad([p["ids"] for p in prompts], tokenizer.pad,
-                                  policy.wte.weight.device)
-    idx, lengths = sampling.sample_batch(policy, idx, prompt_lengths, cfg)
-    mask = gpt.response_mask(prompt_lengths, lengths, idx.shape[1])
-    batch = ppo.Rollout(idx, lengths, mask, sampling.has_end(idx, lengths, policy.config.end))
-    batch.logp_old = gpt.token_logprobs(policy, idx, cfg.temperature, mask)
-    batch.logp_ref = gpt.token_logprobs(reference, idx, cfg.temperature, mask)
+    idx, begin = gpt.pad([p["ids"] for p in prompts], tokenizer.pad, policy.wte.weight.device)
+    batch = answered(reference, *sampling.sample_batch(policy, idx, begin, cfg), begin, cfg)
+    batch.logp_old = gpt.token_logprobs(policy, batch.idx, cfg.temperature, batch.mask)
     batch.score = score(batch, prompts)
     return batch, prompts
+
+
+def answered(reference, idx, lengths, begin, cfg):
+    """Prompts that end at `begin` (B,), with their answers -> ppo.Rollout."""
+    mask = gpt.response_mask(begin, lengths, idx.shape[1])
+    batch = ppo.Rollout(idx, lengths, mask, sampling.has_end(idx, lengths, reference.config.end))
+    batch.logp_ref = gpt.token_logprobs(reference, idx, cfg.temperature, mask)
+    return batch
 
 
 @torch.no_grad()
@@ -196,12 +200,9 @@ def ranked(reference, records, tokenizer, cfg):
     answers = [tokenizer.encode(text) + [tokenizer.end] for r in records for text in r["responses"]]
     idx, lengths = gpt.pad([p + a for p, a in zip(prompts, answers)], tokenizer.pad,
                            reference.wte.weight.device)
-    begin = torch.tensor([len(p) for p in prompts], device=idx.device)
-    mask = gpt.response_mask(begin, lengths, idx.shape[1])
-    batch = ppo.Rollout(idx, lengths, mask, torch.ones_like(lengths, dtype=torch.bool))
-    batch.logp_ref = gpt.token_logprobs(reference, idx, cfg.temperature, mask)
-    batch.score = -torch.tensor([rank for r in records for rank in r["ranks"]],
-                                device=idx.device, dtype=torch.float)
+    begin = lengths - torch.tensor([len(a) for a in answers], device=idx.device)
+    batch = answered(reference, idx, lengths, begin, cfg)
+    batch.score = -torch.tensor([r["ranks"] for r in records], device=idx.device).flatten().float()
     return batch
 
 
@@ -239,13 +240,14 @@ def train(cfg):
     compared = start.compared_models(cfg, run, policy, reference, tokenizer)
     offline = cfg.method == "dpo"
     records = rankings(run, policy, tokenizer, cfg) if offline else prompts
-    supply = gpt.batches(records, cfg.batch, cfg.seed, run.first)
+    size = (lambda r: len(str(r["prompt"]))) if offline else None  # less padding: see gpt.batches
+    supply = gpt.batches(records, cfg.batch, cfg.seed, run.first, size)
 
     for step in run.steps(cfg.steps, policy=policy, opt=opt):
         asked, lr = next(supply), cfg.lr * (1 - step / cfg.steps)
         # 1. K answers to each prompt, and what they are worth: fresh, or ranked long ago.
         if offline:
-            batch, figures = ranked(reference, asked, tokenizer, cfg), {}
+            batch = ranked(reference, asked, tokenizer, cfg)
         else:
             batch, repeated = ask(policy, reference, score, asked, tokenizer, cfg)
             figures = describe(batch, repeated, tokenizer)
@@ -259,9 +261,11 @@ def train(cfg):
             loss.backward()
             grad_norm = optim.optimizer_step(policy, opt, lr)
         # 3. Log and save. What the policy of DPO answers is looked at now and then.
+        if offline:
+            figures = moved(logp.detach(), part, cfg)
         if offline and run.due(step, 50):
             batch, repeated = ask(policy, reference, score, prompts[:64], tokenizer, cfg)
-            figures = describe(batch, repeated, tokenizer)
+            figures |= describe(batch, repeated, tokenizer)
         run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm), tokens=tokens)
         run.save(step, tokenizer, ckpt=policy)
 
@@ -273,15 +277,21 @@ def rankings(run, policy, tokenizer, cfg):
     """The rankings that the reward model learned from, or those of --rankings, that teach: of K
     answers that fit and are not all equally good."""
     path = Path(cfg.rankings or run.earlier("reward").with_name("comparisons.jsonl"))
-    records = read_comparisons(path)
-    name = "rankings" if cfg.rankings else f"reward/{path.name}"
-    run.lineage.text(name, path.read_bytes(), path)
-    teaching = [r for r in records if len(r["responses"]) == cfg.k and len(set(r["ranks"])) > 1
+    run.lineage.text("rankings" if cfg.rankings else f"reward/{path.name}", path.read_bytes(), path)
+    teaching = [r for r in read_comparisons(path)
+                if len(r["responses"]) == cfg.k and len(set(r["ranks"])) > 1
                 and reward.encode(tokenizer, r, policy.config.block_size - 1)]
     if not teaching:
         raise UserError(f"{path} has no ranking of {cfg.k} answers that fit in the context and are "
                         "not all equally good: choose another --k, or name others with --rankings")
     return teaching
+
+
+def moved(logp, batch, cfg):
+    """Mean log p - log p_ref of the best and of the worst answer of each group -> dict."""
+    shift, score = [x.view(-1, cfg.k) for x in ((logp - batch.logp_ref).sum(1), batch.score)]
+    return {name: shift.gather(1, at[:, None]).mean().item() for name, at in
+            (("chosen", score.argmax(1)), ("rejected", score.argmin(1)))}
 
 
 def describe(batch, prompts, tokenizer):

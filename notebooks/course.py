@@ -103,7 +103,8 @@ def pieces(tokenizer, ids):
 def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
     """Draw tokens as boxes in reading order.
 
-    The darker, the higher the value, which is written below; without values, boxes alternate.
+    A space is a dot. The darker, the higher the value, which is written below; without values,
+    boxes alternate.
     """
     shades = np.arange(len(texts)) % 2 * .25 if values is None else np.array(values, float)
     low, high = (0, 1) if values is None else (np.nanmin(shades),
@@ -118,8 +119,9 @@ def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
     figure, axes = plt.subplots(figsize=(10, .62 * (row + 1) + .3))
     for text, shade, (x, y, size) in zip(texts, shades, places):
         grey = 1 - .75 * (shade - low) / (high - low) if shade == shade else 1
-        axes.add_patch(plt.Rectangle((x, -y), size - .15, .5, color=str(grey)))
-        axes.text(x + size / 2, -y + .25, text.replace("\n", "\\n").replace("$", r"\$"),
+        axes.add_patch(plt.Rectangle((x, -y), size - .15, .5, facecolor=str(grey), edgecolor=".6"))
+        shown = text.replace(" ", "\N{MIDDLE DOT}").replace("\n", "\\n").replace("$", r"\$")
+        axes.text(x + size / 2, -y + .25, shown,
                   ha="center", va="center", fontsize=8, family="monospace",
                   color="white" if grey < .5 else "black")
         if values is not None and shade == shade:

@@ -3,8 +3,15 @@
 Each check tries one thing that people get wrong, and names it. The solutions are in solutions/.
 """
 
-import torch
+import dataclasses
+import functools
 
+import torch
+from torch import nn
+
+import gpt
+import ppo
+from data import optim
 from gpt import masked_mean  # noqa: F401  what the exercises may use
 from gpt import response_mask as true_response_mask
 
@@ -148,6 +155,112 @@ def gae(f):
          "A = delta + gamma lambda A of the next token: both factors count")
 
 
+CFG = ppo.Config(minibatches=1, max_new_tokens=6, beta=.5, gamma=.9, lam=.8, vf_coef=.5)
+
+
+def four_models():
+    """Random ones, as small as can be -> policy, reference, reward model, value model."""
+    torch.manual_seed(0)
+    config = gpt.GPTConfig(vocab_size=20, block_size=16, n_layer=1, n_head=1, n_embd=8)
+    return [make(config) for make in (gpt.GPT, gpt.GPT, gpt.ScalarGPT, gpt.ScalarGPT)]
+
+
+def trained(step, cfg=CFG, **changes):
+    """Models after one step, of `update` or of the whole iteration -> what it returned, the
+    parameters of policy and value model, optimiser steps taken. changes: of the batch."""
+    policy, reference, reward, value = four_models()
+    opt = optim.adamw(nn.ModuleList([policy, value]), 1e-2)
+    prompts, prompt_lengths = torch.tensor([[3, 4], [5, 6]]).repeat(3, 1), torch.full((6,), 2)
+    begin = functools.partial(torch.manual_seed, 1)
+    begin()
+    if step.__name__ == "iteration":
+        result = step(policy, reference, reward, value, opt, prompts, prompt_lengths, cfg, 1e-2)
+    else:
+        batch = ppo.rollout(policy, reference, reward, value, prompts[:1], prompt_lengths[:1], cfg)
+        noise = torch.randn(3, *batch.mask.shape) * batch.mask
+        batch.logp_old += .3 * noise[0]  # as in a later pass
+        batch.advantages, batch.returns = noise[1:]
+        batch = optim.cut(batch, [0] * 6, batch.idx.shape[1])  # all equal: no order matters
+        begin()
+        result = step(policy, value, opt, dataclasses.replace(batch, **{
+            name: getattr(batch, other) for name, other in changes.items()}), cfg, 1e-2)
+    taken = max((int(state["step"]) for state in opt.state.values()), default=0)
+    return result, *[nn.utils.parameters_to_vector(m.parameters()) for m in (policy, value)], taken
+
+
+def update(f):
+    def equal(one, other):
+        return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one[1:3], other[1:3]))
+    nothing = trained(lambda *args: None)
+    mine, right = trained(f), trained(ppo.update)
+    assert not torch.equal(mine[1], nothing[1]), \
+        "the policy is as before: loss.backward(), then optim.optimizer_step(models, opt, lr)"
+    assert not torch.equal(mine[2], nothing[2]), "the value model must learn in the same step"
+    mistakes = {"the value loss counts with the weight cfg.vf_coef":
+                trained(ppo.update, dataclasses.replace(CFG, vf_coef=1.0)),
+                "the ratio is to the policy that sampled, batch.logp_old, not to the reference":
+                trained(ppo.update, logp_old="logp_ref"),
+                "the policy learns from advantages, the value model from returns":
+                trained(ppo.update, advantages="returns")}
+    for sentence, wrong in mistakes.items():
+        assert not equal(mine, wrong), sentence
+    assert equal(mine, right), "the models differ from those that ppo.update leaves"
+    three = dataclasses.replace(CFG, minibatches=3)
+    assert trained(f, three)[3] == 3, "take one optimiser step for each of cfg.minibatches parts"
+
+
+def iteration(f):
+    def solution(policy, reference, reward, value, opt, prompts, prompt_lengths, cfg, lr,
+                 whiten=ppo.whiten, beta=CFG.beta, factors=(CFG.gamma, CFG.lam)):
+        batch = ppo.rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg)
+        rewards = ppo.kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask, beta)
+        advantages, batch.returns = ppo.gae(rewards, batch.values_old, batch.mask, *factors)
+        batch.advantages = whiten(advantages, batch.mask)
+        ppo.update(policy, value, opt, batch, cfg, lr)
+        return batch
+
+    def variant(**change):
+        def iteration(*args):
+            return solution(*args, **change)
+        return trained(iteration)
+    mine, right = trained(f), variant()
+    if mine[0] is None:
+        raise NotWritten
+    batch = mine[0]
+    assert isinstance(batch, ppo.Rollout), "it must return the batch"
+    assert torch.equal(batch.idx, right[0].idx), "sample first, with the policy: ppo.rollout"
+    mistakes = {"whiten the advantages, over the tokens of the mask":
+                variant(whiten=lambda advantages, mask: advantages),
+                "without cfg.beta there is no penalty for leaving the reference": variant(beta=0.0),
+                "gae takes gamma first, then lambda": variant(factors=(CFG.lam, CFG.gamma))}
+    for sentence, wrong in mistakes.items():
+        assert not torch.allclose(batch.advantages, wrong[0].advantages, atol=1e-4), sentence
+    same(batch.advantages, right[0].advantages, "the advantages are wrong")
+    nothing = trained(lambda *args: None)
+    assert not torch.equal(mine[1], nothing[1]), "the policy is as before: ppo.update comes last"
+
+
+def best_of_n(f):
+    scores = torch.tensor([[0.0, 2.0, 1.0, 9.0], [3.0, 1.0, 2.0, 0.0]])
+    gold = torch.tensor([[1.0, -1.0, .5, 1.0], [.25, 1.0, 1.0, 1.0]])
+    found = f(scores, gold, 3)
+    shaped(found, (2,))
+    assert not torch.equal(found, torch.ones(2)), \
+        "nobody knows gold when the answer is chosen: the score chooses, gold is only read"
+    assert found[0] != 1, "of the first n answers only"
+    same(found, torch.tensor([-1.0, .25]), "of each prompt's first n answers take the one with the "
+                                           "highest score, and say its gold")
+
+
+def kl_per_answer(f):
+    logp, logp_ref = torch.full((2, 5), -1.0), torch.full((2, 5), -1.5)
+    logp[1] = -2.0
+    found = f(logp, logp_ref, MASK)
+    shaped(found, ())
+    assert found >= 0, "logp minus logp_ref: the policy's comes first"
+    same(found, torch.tensor(.5), "sum over the tokens of the mask, then the mean over the answers")
+
+
 def dpo_loss(f):
     zero, one = torch.zeros(2), torch.ones(2)
     same(f(zero, zero, zero, zero, .5), torch.tensor(.693147),
@@ -170,4 +283,5 @@ def rloo_advantages(f):
 
 
 CHECKS = {f.__name__: f for f in (attention_weights, response_mask, ranking_loss, policy_loss,
-                                  kl_rewards, gae, dpo_loss, rloo_advantages)}
+                                  kl_rewards, gae, update, iteration, best_of_n, kl_per_answer,
+                                  dpo_loss, rloo_advantages)}

@@ -4,26 +4,29 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 BOXES = {  # name: (x, y, colour); the four models, what they say, and what is made of it
-    "prompts": (0, 2, "white"), "answers": (1.7, 2, "white"),
-    "policy": (.85, 3.3, "#CFE8F7"), "reference": (3.4, 3.3, "#E6E6E6"),
-    "reward model": (3.4, 2, "#E6E6E6"), "value model": (3.4, .7, "#CFE8F7"),
-    "logp": (5.1, 4, "white"), "logp_ref": (5.1, 3.3, "white"), "score": (5.1, 2, "white"),
-    "values": (5.1, .7, "white"), "rewards": (6.8, 2.6, "white"), "advantages": (8.5, 2, "white"),
-    "returns": (8.5, 1.25, "white"), "policy loss": (10.2, 3, "white"),
-    "value loss": (10.2, .7, "white")}
+    "prompts": (0, 2, "white"), "answers": (1.6, 2, "white"),
+    "policy": (3.4, 3.6, "#CFE8F7"), "reference": (3.4, 2.9, "#E6E6E6"),
+    "reward model": (3.4, 2, "#E6E6E6"), "value model": (3.4, .8, "#CFE8F7"),
+    "logp_old": (5.2, 3.6, "white"), "logp_ref": (5.2, 2.9, "white"), "score": (5.2, 2, "white"),
+    "values_old": (5.2, 1.3, "white"), "values": (6.9, .8, "white"), "logp": (6.9, 4.1, "white"),
+    "rewards": (6.9, 2.45, "white"), "advantages": (8.5, 2, "white"), "ratio": (8.5, 3.6, "white"),
+    "returns": (8.5, 1.3, "white"), "policy loss": (10.2, 2.9, "white"),
+    "value loss": (10.2, .8, "white")}
 ARROWS = [("prompts", "answers"), ("policy", "answers"), ("answers", "reference"),
-          ("answers", "reward model"), ("answers", "value model"), ("reference", "logp_ref"),
-          ("policy", "logp"), ("reward model", "score"), ("value model", "values"),
-          ("logp", "rewards"), ("logp_ref", "rewards"), ("score", "rewards"),
-          ("rewards", "advantages"), ("values", "advantages"), ("advantages", "returns"),
-          ("advantages", "policy loss"), ("logp", "policy loss"), ("returns", "value loss"),
-          ("values", "value loss")]
+          ("answers", "reward model"), ("answers", "value model"), ("answers", "policy"),
+          ("policy", "logp_old"), ("policy", "logp"), ("reference", "logp_ref"),
+          ("reward model", "score"), ("value model", "values_old"), ("value model", "values"),
+          ("logp_old", "rewards"), ("logp_ref", "rewards"), ("score", "rewards"),
+          ("rewards", "advantages"), ("values_old", "advantages"), ("advantages", "returns"),
+          ("logp", "ratio"), ("logp_old", "ratio"), ("ratio", "policy loss"),
+          ("advantages", "policy loss"), ("returns", "value loss"), ("values", "value loss")]
+LEARNS = [("policy loss", "policy", .42), ("value loss", "value model", -.22)]  # how far they bend
 
 
 def draw_flow():
-    """One iteration of PPO: who reads what."""
-    figure = plt.figure(figsize=(11, 4.4), layout="none")
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-.7, 11), ylim=(.2, 4.4))
+    """One iteration of PPO: who reads what, and from which loss policy and value model learn."""
+    figure = plt.figure(figsize=(11, 5), layout="none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-.7, 11), ylim=(-.4, 5.4))
     axes.axis("off")
     boxes = {}
     for name, (x, y, colour) in BOXES.items():
@@ -31,11 +34,13 @@ def draw_flow():
                          bbox=dict(boxstyle="round,pad=.4", facecolor=colour, edgecolor="black"))
         boxes[name] = text.get_bbox_patch()
     figure.canvas.draw()  # only now are the sizes of the boxes known
-    for begin, end in ARROWS:
+    for begin, end, *bend in [*ARROWS, *LEARNS]:
+        look = dict(linestyle="--", color="black", connectionstyle=f"arc3,rad={bend[0]}") \
+            if bend else dict(color=".45")
         axes.annotate("", BOXES[end][:2], BOXES[begin][:2], arrowprops=dict(
-            arrowstyle="-|>", color=".45", patchA=boxes[begin], patchB=boxes[end]))
-    axes.text(1.2, .55, "blue: learns\ngrey: never changes\nwhite: numbers", ha="center",
-              va="center", fontsize=9)
+            arrowstyle="-|>", patchA=boxes[begin], patchB=boxes[end], **look))
+    axes.text(.35, .4, "blue: learns\ngrey: never changes\nwhite: numbers\ndashed: the gradient",
+              ha="center", va="center", fontsize=9)
     plt.show()
 
 
@@ -70,15 +75,17 @@ def cell(axes, x, y, text, colour, ink="black"):
 
 
 def draw_answer(names, rows, title, darkest=2.0):
-    """One answer: its tokens above {quantity: a number per token}; red below 0, blue above.
-
-    The scale is fixed, so that pictures can be compared.
+    """One answer: its tokens above {quantity: a number per token}; red and hatched below 0, blue
+    above. The scale is fixed, so that pictures can be compared.
     """
     table = np.array(list(rows.values()))
     figure, axes = plt.subplots(figsize=(max(5, .8 * len(names) + 1.6), .42 * len(rows) + .9))
     axes.imshow(table / darkest, cmap="RdBu", vmin=-1.3, vmax=1.3, aspect="auto")
     for (i, j), x in np.ndenumerate(table):
         dark = abs(x) / darkest > .8
+        if round(x, 2) < 0:
+            axes.add_patch(plt.Rectangle((j - .5, i - .5), 1, 1, hatch="////", fill=False,
+                                         edgecolor=(0, 0, 0, .13), linewidth=0))
         axes.text(j, i, f"{round(x, 2) + 0.0:+.2f}", ha="center", va="center", fontsize=8,
                   color="white" if dark else "black")
     axes.set(yticks=range(len(rows)), yticklabels=rows, title=title)

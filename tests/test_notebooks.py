@@ -12,6 +12,7 @@ import torch
 import gpt
 import ppo
 import reward
+from data import optim
 from notebooks import after
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -136,7 +137,58 @@ def left_out(rewards, itself=False, every=False):
     return (rewards - mean) * (1 if itself else K / (K - 1))
 
 
+def updated(policy, value, opt, batch, cfg, lr, weighed=True, old="logp_old", both=True, steps=True,
+            learned="advantages", parts=True):
+    models = torch.nn.ModuleList([policy, value])
+    for rows in torch.arange(len(batch.idx)).tensor_split(cfg.minibatches if parts else 1):
+        part = optim.cut(batch, rows, batch.idx.shape[1])
+        logp = gpt.token_logprobs(policy, part.idx, cfg.temperature, part.mask)
+        loss = ppo.policy_loss(logp, getattr(part, old), getattr(part, learned), part.mask,
+                               cfg.clip)
+        if both:
+            loss = loss + (cfg.vf_coef if weighed else 1) * ppo.value_loss(
+                value(part.idx)[:, :-1], part.values_old, part.returns, part.mask, cfg.clip)
+        loss.backward()
+        if steps:
+            optim.optimizer_step(models, opt, lr)
+
+
+def iterated(policy, reference, reward, value, opt, prompts, prompt_lengths, cfg, lr, beta=True,
+             white=True, swapped=False, learns=True, says=True, batch=None):
+    batch = batch or ppo.rollout(policy, reference, reward, value, prompts, prompt_lengths, cfg)
+    rewards = ppo.kl_rewards(batch.score, batch.logp_old, batch.logp_ref, batch.mask,
+                             cfg.beta * beta)
+    factors = (cfg.lam, cfg.gamma) if swapped else (cfg.gamma, cfg.lam)
+    advantages, batch.returns = ppo.gae(rewards, batch.values_old, batch.mask, *factors)
+    batch.advantages = ppo.whiten(advantages, batch.mask) if white else advantages
+    if learns:
+        ppo.update(policy, value, opt, batch, cfg, lr)
+    return batch if says else 7
+
+
+def chosen(scores, gold, n, by_gold=False, every=False):
+    judged = (gold if by_gold else scores)[:, :scores.shape[1] if every else n]
+    return gold.gather(1, judged.argmax(1, keepdim=True))[:, 0]
+
+
+def divergence(logp, logp_ref, mask, sign=1, per_token=False, masked=True):
+    kl = sign * (logp - logp_ref) * (mask if masked else 1)
+    return gpt.masked_mean(kl, mask) if per_token else kl.sum(1).mean()
+
+
 WRONG = [  # the exercise, a mistake, and what the check says of it
+    ("update", dict(weighed=False), "cfg.vf_coef"), ("update", dict(old="logp_ref"), "sampled"),
+    ("update", dict(both=False), "value model must learn"), ("update", dict(steps=False), "before"),
+    ("update", dict(learned="returns"), "learns from advantages"),
+    ("update", dict(parts=False), "for each of"),
+    ("iteration", dict(beta=False), "no penalty"), ("iteration", dict(white=False), "whiten"),
+    ("iteration", dict(swapped=True), "gamma first"), ("iteration", dict(learns=False), "last"),
+    ("iteration", dict(says=False), "return the batch"),
+    ("best_of_n", dict(by_gold=True), "only read"),
+    ("best_of_n", dict(every=True), "first n"),
+    ("kl_per_answer", dict(sign=-1), "comes first"),
+    ("kl_per_answer", dict(per_token=True), "sum over the tokens"),
+    ("kl_per_answer", dict(masked=False), "of the mask"),
     ("attention_weights", dict(scale=False), "square root"),
     ("attention_weights", dict(hide=None), "looks ahead"),
     ("attention_weights", dict(hide="after"), "does not sum to 1"),
@@ -160,7 +212,8 @@ WRONG = [  # the exercise, a mistake, and what the check says of it
     ("rloo_advantages", dict(every=True), "a group of its own")]
 MINE = dict(attention_weights=attention, response_mask=shifted, ranking_loss=pairwise,
             policy_loss=clipped, kl_rewards=rewarded, gae=estimated, dpo_loss=preferred,
-            rloo_advantages=left_out)
+            rloo_advantages=left_out, update=updated, iteration=iterated, best_of_n=chosen,
+            kl_per_answer=divergence)
 
 
 @pytest.mark.parametrize("exercise, mistake, sentence", WRONG)
@@ -186,8 +239,11 @@ def test_an_exercise_that_is_not_written_or_fails_is_one_sentence(capsys):
         return scores[7]
     exercises.check(ranking_loss)
     for right in (gpt.response_mask, reward.ranking_loss, ppo.policy_loss, ppo.kl_rewards, ppo.gae,
-                  after.dpo_loss, after.rloo_advantages):
+                  after.dpo_loss, after.rloo_advantages, ppo.update):
         exercises.check(right)
+    for name in ("update", "iteration", "best_of_n", "kl_per_answer"):
+        MINE[name].__name__ = name
+        exercises.check(MINE[name])
     unwritten, fails, *rest = capsys.readouterr().out.splitlines()
     assert "not written yet" in unwritten and "IndexError" in fails
     assert all(line.endswith("right!") for line in rest)
