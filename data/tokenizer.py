@@ -139,8 +139,7 @@ class Tokenizer:
         return ids + [self.assistant] * (messages[-1]["role"] == "user")
 
     def to_list(self):
-        """The ranks as JSON and checkpoints can hold them: tokens in hexadecimal, in order of rank.
-        """
+        """The ranks as JSON and checkpoints hold them: tokens in hexadecimal, by rank."""
         return [token.hex() for token in self.ranks]
 
     @classmethod

@@ -119,7 +119,7 @@ LOSSES = {"dpo": preference_loss, "online-dpo": preference_loss,
           "random": functools.partial(imitation_loss, any_one)}
 # Steps, learning rate, beta. Untuned: beta of DPO is per log-odds of the labelers, of RLOO and GRPO
 # per deviation of the score, so methods are compared along KL.
-SETTINGS = {"dpo": (750, 2e-4, .1), "online-dpo": (40, 4e-4, .1), "rloo": (20, 6e-4, .2),
+SETTINGS = {"dpo": (190, 2e-4, .1), "online-dpo": (40, 4e-4, .1), "rloo": (20, 6e-4, .2),
             "grpo": (20, 6e-4, .2), "best": (20, 1e-3, 0.0), "random": (20, 1e-3, 0.0)}
 
 
@@ -263,7 +263,7 @@ def train(cfg):
         # 3. Log and save. What the policy of DPO answers is looked at now and then.
         if offline:
             figures = moved(logp.detach(), part, cfg)
-        if offline and run.due(step, 50):
+        if offline and run.due(step, 20):
             batch, repeated = ask(policy, reference, score, prompts[:64], tokenizer, cfg)
             figures |= describe(batch, repeated, tokenizer)
         run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm), tokens=tokens)

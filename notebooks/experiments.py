@@ -539,45 +539,64 @@ def groups(roots):
 
 # ---- what came after 2022 ------------------------------------------------------------------------
 
+# policy and reference; a reward model or a program; PPO's value model. best and random learn
+# without a reference, which only measures how far they went.
+IN_MEMORY = {"ppo": 4, "dpo": 2, "online-dpo": 3, "rloo": 3, "grpo": 3, "best": 2, "random": 1}
+
+
 def came_after(roots):
     """Each method of after.py from the models of each pipeline, beside PPO's policy: all judged on
-    the same prompts."""
+    the same prompts of `valid`."""
     found, curves = {}, {}
-    for method in ("ppo", *after.LOSSES):
-        rows = []
-        for root in roots:
-            out = place(claimed(root / "after"), root, ("gpt", "sft", "reward", "ppo"))
+    for root in roots:
+        out = place(claimed(root / "after"), root, ("gpt", "sft", "reward", "ppo"))
+        seed = read_results(root)["ppo"]["config"]["seed"]
+        for method in after.LOSSES:
             if not (out / method / "results.json").exists():
-                after.train(after.Config(out=str(out), method=method, **SHORT,
-                                         seed=read_results(root)["ppo"]["config"]["seed"]))
+                after.train(after.Config(out=str(out), method=method, **SHORT, seed=seed))
+        judged = beside_sft(root, {method: out / method / "ckpt.pt" for method in IN_MEMORY})
+        for method, figures in judged.items():
             log = read_json(out / method / "log.jsonl", lines=True)
-            policy = out / method / "ckpt.pt"
-            rows.append(dict(against_sft(root, policy, SHORT["split"]), seconds=log[-1]["seconds"],
-                             overrated=overrated(root, policy)))
+            cfg = read_json(out / method / "results.json")["config"]
+            written = sum(r.get("length", 0) for r in log) * cfg["batch"] * cfg.get("k", 1) / 1e6
+            figures["sampled, million tokens"] = 0.0 if method == "dpo" else written
+            figures["seconds"] = log[-1]["seconds"]
+            figures["models in memory"] = IN_MEMORY[method]
+            for name, value in figures.items():
+                found.setdefault(method, {}).setdefault(name, []).append(value)
             curves.setdefault(method, []).append([(r["kl"], r["gold"]) for r in log if "kl" in r])
-        found[method] = {"gold": [r["ppo"]["gold"] for r in rows],
-                         "greedy": [r["ppo"]["greedy"]["gold"] for r in rows],
-                         "preferred to SFT": [r["win_rate"] for r in rows],
-                         "KL, nats": [r["kl"] for r in rows],
-                         "overrated, of 1000": [r["overrated"] for r in rows],
-                         "seconds": [r["seconds"] for r in rows]}
     write(roots, "after", dict(table=found, curves=curves))
     draw_after(roots, curves)
     return found
 
 
-def overrated(root, path, n=1000):
-    """Of n sampled answers to prompts of `valid`, how many are bad (gold below 0) and get a score
-    above 1."""
-    model, tokenizer, _ = gpt.load(path)
+def beside_sft(root, paths, n=1000):
+    """Policies, {name: path}, and the pipeline's SFT model answer the same n prompts of `valid`.
+
+    -> {name: figures}. Overrated: of 1000 answers, how many have a gold below 0 and a score above
+    1, a standard deviation better than an average answer of the SFT model.
+    """
+    cfg = ppo.Config(seed=read_results(root)["ppo"]["config"]["seed"])
+    models = {name: gpt.load(path)[0] for name, path in paths.items()}
+    models["sft"], tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(root / "reward" / "ckpt.pt", gpt.ScalarGPT)
-    prompts = sampling.with_room(model, tokenizer, almanac.prompts("valid", n, "overrated"), 40)
-    torch.manual_seed(0)
-    ids = sampling.sample(model, tokenizer, prompts, 40, .7)
-    golds = judging.labels(prompts, [tokenizer.decode(row) for row in ids])["gold"]
-    scorer = functools.partial(ppo.score_answers, judge, penalty=-2.0)
-    scores = judging.scores(scorer, judge, prompts, ids, tokenizer)
-    return sum(gold < 0 and score > 1 for gold, score in zip(golds, scores)) * 1000 / len(ids)
+    score = functools.partial(ppo.score_answers, judge, penalty=cfg.missing_eos_penalty)
+    prompts = sampling.with_room(models["sft"], tokenizer,
+                                 almanac.prompts("valid", n, "after"), cfg.max_new_tokens)
+    ask = functools.partial(judging.judge, models=models, score=score, prompts=prompts,
+                            tokenizer=tokenizer, cfg=cfg)
+    sampled = {name: ask(name, temperature=cfg.temperature)[1] for name in models}
+    greedy = {name: ask(name, temperature=0.0)[1] for name in paths}
+    return {name: {
+        "gold": statistics.mean(sampled[name]["gold"]),
+        "greedy": statistics.mean(greedy[name]["gold"]),
+        "preferred to SFT": statistics.mean(judging.wins(sampled[name]["gold"],
+                                                         sampled["sft"]["gold"])),
+        "KL, nats": statistics.mean(sampled[name]["kl"]),
+        "overrated, of 1000": 1000 / len(prompts) * sum(
+            gold < 0 and score > 1
+            for gold, score in zip(sampled[name]["gold"], sampled[name]["score"])),
+    } for name in paths}
 
 
 def draw_after(roots, curves):

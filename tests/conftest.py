@@ -4,6 +4,7 @@ it is exact."""
 import data.run.system  # noqa: F401  before torch: its threads spin only briefly
 
 import functools
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,21 @@ def model(config):
 @pytest.fixture
 def scalar(config):
     return lively(gpt.ScalarGPT(config))
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
+    "google-chrome")
+
+
+@pytest.fixture
+def browser():
+    driver = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("no Chromium is installed")
+    with driver.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 # ---- runs of the stages --------------------------------------------------------------------------

@@ -151,6 +151,19 @@ def test_good_bad_and_better_train_both_models(tmp_path, capsys):
     assert dict(zip(found["responses"], found["ranks"])) == dict(a=2, b=1, c=2)
 
 
+def test_good_and_bad_may_be_said_in_chinese(tmp_path, monkeypatch):
+    """Of the last answer, with or without a full stop; before there is one they are a message."""
+    replies = iter(["Hello.", "One.", "Two."])
+    said, book = iter(["好的", "Hi", "不太好。", "好的！"]), feedback.LabelFile(tmp_path, "anna")
+    monkeypatch.setattr("builtins.input",
+                        lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
+    chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add, look=None)
+    records = [json.loads(line) for line in book.path.read_text().splitlines()]
+    assert [(r["response"], r["verdict"]) for r in records] == [("One.", "bad"), ("Two.", "good")]
+    assert records[0]["prompt"][0]["content"] == "好的"
+    assert "好的" in chat.HELP and "不太好" in chat.HELP
+
+
 GOOD = [json.dumps(dict(prompt=f"q{i}", responses=["a", "b"], ranks=[1, 2])).encode()
         for i in range(200)]
 

@@ -23,8 +23,6 @@ from data.tokenizer import Tokenizer, train
 from data.world import almanac
 
 PROMPT = [dict(role="user", content="What is the capital of Cuba?")]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which(
-    "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -336,17 +334,6 @@ def test_a_port_in_use_is_one_sentence(server):
 
 
 @pytest.fixture
-def browser():
-    driver = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("no Chromium is installed")
-    with driver.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
 def tab(browser, server):
     page = browser.new_page()
     page.set_default_timeout(10_000)
@@ -514,3 +501,24 @@ def test_a_run_is_watched_in_a_browser(tab):
             <= set(tab.locator("#stages > h2").all_inner_texts()))
     assert tab.locator("polyline.now").count() == tab.locator("polyline.healthy").count() > 6
     assert "continues" in tab.locator("#stages").inner_text()
+
+
+@pytest.mark.slow
+def test_the_page_speaks_chinese(browser, server):
+    """By the browser's language, or as ?lang= says; every text of the table stands in both."""
+    address = f"http://127.0.0.1:{server[0].server_port}/"
+    tab = browser.new_context(locale="zh-CN").new_page()
+    tab.goto(address)
+    tab.locator(".column").nth(2).wait_for()
+    assert tab.title() == "从内部看 RLHF" and tab.locator("html").get_attribute("lang") == "zh"
+    tab.get_by_label("用英语提问").fill("What is the capital of Cuba?")
+    tab.get_by_role("button", name="提问").click()
+    tab.locator(".note", has_text="标注员: 真实评分").first.wait_for()
+    for part in ("排序", "打分", "观察训练"):
+        tab.get_by_role("link", name=part).click()
+    keys = tab.evaluate("Object.values(TEXTS).map(texts => Object.keys(texts))")
+    assert keys[0] == keys[1]
+    tab.goto(f"{address}?lang=en")
+    assert tab.title() == "RLHF, seen from inside"
+    empty = tab.locator("[data-say]").evaluate_all("all => all.filter(x => !x.textContent).length")
+    assert empty == 0

@@ -6,8 +6,7 @@
                                                 encoder.json
     python sft.py --init gpt2                   the same from the Hugging Face hub: gpt2,
                                                 gpt2-medium, gpt2-large, gpt2-xl
-    python gpt.py --export DIR --ckpt PATH      a policy or a reward model, for transformers' Auto
-                                                classes
+    python gpt.py --export DIR --ckpt PATH      a policy or a reward model, for transformers
 
 safetensors is read and written by hand: a length, a JSON header, and the raw numbers, which is
 shorter than a dependency. GPT-2's Conv1D layers hold their matrices as (in, out), torch's Linear
@@ -171,14 +170,12 @@ def read_ranks(folder):
         raise UserError(f"{path} has some of {', '.join(SPECIALS)}, or has them elsewhere than at "
                         "its end: choose a model with none of them")
     if list(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{path} does not number its {len(tokens)} tokens from 0 on: it is not "
-                        "GPT-2's vocabulary")
+        raise UserError(f"{path} does not number its {len(tokens)} tokens from 0: not GPT-2's")
     return ranks, len(marks)
 
 
 def byte_letters():
-    """The 256 letters in which GPT-2's vocabulary writes bytes (Radford et al. 2019, their code).
-    """
+    """The 256 letters in which GPT-2's vocabulary writes bytes (Radford et al. 2019, code)."""
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printed else next(others)) for byte in range(256)]
@@ -201,8 +198,7 @@ def read_weights(folder):
         if index.exists():
             shards = sorted({Path(file).name for file in read_json(index)["weight_map"].values()})
             return {name: x for file in shards for name, x in reader(folder / file).items()}
-    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download "
-                    "one of them")
+    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: get one")
 
 
 def from_nanogpt(fields, path):

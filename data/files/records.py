@@ -9,8 +9,7 @@ Pretraining text is UTF-8, documents separated by blank lines. Everything else i
                     or a prompt, "response" and "verdict": "good" ones rank above "bad" ones
 
 or those of published data sets, which data/files/foreign.py recognises, in files as
-data/files/rows.py reads them. `--data` takes a file, a folder of them, or several separated by
-commas.
+data/files/rows.py reads them. `--data` takes a file, a folder, or several with commas.
 
 A record that cannot be used is named and skipped, but if they are more than one in a hundred, the
 file is refused. What is skipped is counted, and a field that is not used is named once per file.
@@ -53,8 +52,7 @@ END = "<|endoftext|>"  # which closes a document in files of several paragraphs 
 
 
 def split_text(text):
-    """A text -> its documents, which end at <|endoftext|> where that occurs, else at blank lines.
-    """
+    """A text -> its documents, which end at <|endoftext|> if that occurs, else at blank lines."""
     parts = text.replace("<|startoftext|>", "").split(END if END in text else "\n\n")
     return [part.strip() for part in parts if part.strip()]
 
@@ -97,8 +95,7 @@ def read_demonstrations(path):
 
 
 def mean_ratings(records):
-    """{(prompt as JSON, response): the mean of its ratings}, as several people may rate one answer.
-    """
+    """{(prompt as JSON, response): the mean of its ratings}: several people may rate it."""
     ratings = {}
     for r in records:
         if r.get("rating") is not None:
@@ -179,8 +176,7 @@ def enough(documents):
     pieces = [piece.strip() for d in documents
               for piece in re.findall(rf"(?s).{{1,{size}}}(?:\s|$)|.{{{size}}}", d)]
     if len(pieces) >= ONE_IN:
-        return pieces, (f"too few documents to hold one out: cut into pieces of at most {size:,} "
-                        "characters")
+        return pieces, (f"too few documents to hold one out: cut in pieces of {size:,} characters")
     return documents, ""
 
 
@@ -223,8 +219,7 @@ def _read(files, field, check):
                     print(f"{path}: read as {form.name}")
                 name = name or form.name
                 if form.name != name:
-                    raise ValueError(f"a record of another format ({form.name}) than the first "
-                                     f"({name})")
+                    raise ValueError(f"a record of another format ({form.name}) than {name}")
                 unused.update(dict.fromkeys(form.unused(record)))
                 ready = []
                 for ours in every:
@@ -284,8 +279,7 @@ def parse(line, longest):
 
 
 def plain(value):
-    """A value with Unix line ends, and without fields that hold null or NaN, as tables are filled.
-    """
+    """A value with Unix line ends, without fields of null or NaN, as tables are filled."""
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()
                 if part is not None and part == part}
@@ -337,8 +331,7 @@ def _demonstration(record):
 
 
 def _rating(record):
-    """How good an answer was called when it stood alone, higher for the better; None: it was not.
-    """
+    """How good an answer that stood alone was called, higher is better; None: it was not."""
     if "verdict" in record:
         if record["verdict"] not in ("good", "bad"):
             raise ValueError('"verdict" must be "good" or "bad"')

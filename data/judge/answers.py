@@ -108,8 +108,7 @@ def page(prompt, tokenizer, room):
 
 
 def batched(model, prompts, responses, tokenizer):
-    """Prompts and responses (id lists) in batches: yields idx (B, T), lengths (B,), mask (B, T-1).
-    """
+    """Prompts and responses (id lists) in batches: idx (B, T), lengths (B,), mask (B, T-1)."""
     device = next(model.parameters()).device
     size = min(128, gpt.rows_at_once(model.config, model.config.block_size))
     for first in range(0, len(prompts), size):

@@ -57,8 +57,7 @@ class Config(Asking):
 
 
 def load_models(cfg, device):
-    """The models of a run, and those of --policies -> ({name: GPT}, tokenizer, the newest's name).
-    """
+    """A run's models and those of --policies -> ({name: GPT}, tokenizer, the newest's name)."""
     out = Path(cfg.out)
     paths = {"base": out / "gpt" / "ckpt.pt", "sft": Path(cfg.init or out / "sft" / "ckpt.pt")}
     paths |= {path.parent.name: path
@@ -73,8 +72,7 @@ def load_models(cfg, device):
     if not paths["base"].exists():
         del paths["base"]
     if len(paths) < 2:
-        raise UserError(f"{out} holds one model only: run python ppo.py first, or name others with "
-                        "--policies")
+        raise UserError(f"{out} holds one model: run python ppo.py, or name others with --policies")
     models, tokenizers = {}, {}
     for name, path in paths.items():
         hint = start.hint("sft") if name == "sft" else ""
@@ -163,8 +161,7 @@ def preference(one, other):
 
 
 def preferences(columns, models, last, stand_ins):
-    """Of any two models, and of the last against itself and the stand-ins -> {"a against b": ...}.
-    """
+    """Of any two models; of the last against itself and stand-ins -> {"a against b": ...}."""
     versus = [*itertools.combinations(reversed(models), 2), (last, last),
               *((last, name) for name in stand_ins)]
     return {f"{one} against {other}": preference(columns[one], columns[other])
@@ -322,8 +319,7 @@ def run(cfg):
         return run_one(cfg, device)
     for out in outs:
         if not cost(out):
-            raise UserError(f"{out} holds no finished pipeline: run the four stages with --out "
-                            f"{out} first")
+            raise UserError(f"{out} holds no finished pipeline: run the stages with --out {out}")
     every = [run_one(dataclasses.replace(cfg, out=out,
                                          seed=read_results(out)["ppo"]["config"]["seed"]), device)
              for out in outs]
@@ -405,5 +401,4 @@ def write_all(out, results, prompts, texts, columns, seconds):
     # what has no value is null: NaN is no JSON
     finite = json.loads(json.dumps(results), parse_constant=lambda _: None)
     write(folder / "results.json", json.dumps(finite, indent=1))
-    print(f"eval: {seconds:.0f} s; {out}/report.md shows what came out, {folder}/results.json has "
-          "every number")
+    print(f"eval: {seconds:.0f} s; see {out}/report.md; {folder}/results.json has every number")

@@ -135,8 +135,7 @@ def write_report(out, results, prompts, texts, columns, seconds):
 
 
 def examples(prompts, texts, gold, models, last):
-    """The worst, some and the best answers of the last model, with the others' -> Markdown parts.
-    """
+    """The last model's worst, some and best answers, with the others' -> Markdown parts."""
     order, parts = sorted(range(len(prompts)), key=lambda i: (gold[i], i)), []
     some = sorted(random.Random(0).sample(order, min(20, len(order))))
     for name, at in (("Worst", order[:20]), ("Random", some), ("Best", order[::-1][:20])):

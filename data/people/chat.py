@@ -29,8 +29,12 @@ class Config(Program):
 
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
-/good   the last answer is good   /bad   it is not, try again   /better <text>   use this instead
+/good or 好的   the last answer is good      /bad or 不太好   it is not, try again
+/better <text>   use this instead
 /score  how the last answer is scored, and why   /tokens   what the models say of each token"""
+
+
+CHINESE = {"好的": "/good", "不太好": "/bad"}  # how people say it, also with a full stop
 
 
 def fit(turns, size, room):
@@ -74,6 +78,7 @@ def talk(reply, size, room, note, look):
     try:
         while True:
             line = input("> ").strip()
+            line = CHINESE.get(line.rstrip("。！!."), line) if turns else line
             if said := verdict(line, turns):
                 note(said)
                 print("(noted)")
@@ -94,8 +99,7 @@ def talk(reply, size, room, note, look):
             elif line:
                 question = {"role": "user", "content": line}
                 if size([question]) > room:
-                    print(f"(that is {size([question])} tokens, and I can read {room}: please say "
-                          "it in fewer words)")
+                    print(f"({size([question])} tokens, and I can read {room}: use fewer words)")
                     continue
                 turns, dropped = fit(turns + [question], size, room)
                 if dropped:
@@ -119,8 +123,7 @@ def _reply_to(reply, turns):
 def reply(model, tokenizer, turns, max_new_tokens, temperature, ids=None):
     """Answer a conversation: yields pieces of text as they are sampled, one per token.
 
-    A character of several tokens comes whole, with the last of them. ids: a list that is given the
-    answer's tokens.
+    A character of several tokens comes whole, with the last. ids: a list for the answer's tokens.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     idx, lengths = gpt.pad([tokenizer.render(turns)], tokenizer.pad,

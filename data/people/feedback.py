@@ -116,8 +116,7 @@ class LabelFile:
         return max((record.get("n", -1) for record in self.records), default=-1) + 1
 
     def undo(self):
-        """Take back this session's last label, unless somebody has written since -> whether it was.
-        """
+        """Take back this session's last label -> whether nobody has written since."""
         if len(self.ends) < 2 or self.path.stat().st_size != self.ends[-1]:
             return False
         os.truncate(self.path, self.ends[-2])
@@ -332,8 +331,7 @@ def run(cfg):
 
 
 def verdicts(one, other):
-    """The pairs' verdicts on each question that both ranked: list of arrays (pairs, 2) of -1, 0, 1.
-    """
+    """Verdicts on each question that both ranked: list of arrays (pairs, 2) of -1, 0, 1."""
     def by_question(records):
         return {json.dumps([r["prompt"], sorted(r["responses"])]):
                 dict(zip(r["responses"], r["ranks"])) for r in records}

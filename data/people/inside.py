@@ -69,8 +69,7 @@ def gather(out, named="", device="cpu"):
         names = {path.resolve(): name for name, path in paths.items()}
         paths = {names.get(Path(p).resolve(), p): Path(p) for p in rows.several(named)}
     if not paths:
-        raise UserError(f"no checkpoint in {out}: run python gpt.py first, or name some with "
-                        "--ckpt")
+        raise UserError(f"no checkpoint in {out}: run python gpt.py, or name some with --ckpt")
     policies, tokenizer = {}, None
     for name, path in reversed(paths.items()):
         model, other, _ = gpt.load(path, gpt.GPT, device, "name a policy with --ckpt")
@@ -88,8 +87,7 @@ def gather(out, named="", device="cpu"):
             if other == tokenizer and model.config.block_size >= context:
                 fitting[name] = model.requires_grad_(False), about
             else:
-                print(f"{path} has another tokenizer, or a shorter context, than the policies: "
-                      "skipped")
+                print(f"{path} has another tokenizer or a shorter context than policies: skipped")
         return fitting
 
     sft = {} if "sft" in policies else load(stages(out, "sft"), gpt.GPT)

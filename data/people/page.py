@@ -46,8 +46,7 @@ WATCHED = ("step", "score", "gold", "kl", "loss", "valid_loss", "accuracy", "sam
 
 
 class Page:
-    """What the page asks for: the methods of Handler.PATHS take a dict and return one, or yield
-    several.
+    """What the page asks for: the methods of Handler.PATHS take a dict, and return or yield one.
 
     Models compute one at a time, in a thread of their own: an answer takes its turn for each token,
     so that several are written side by side.
@@ -80,8 +79,7 @@ class Page:
         return len(self.models.tokenizer.render(turns))
 
     def answer(self, request):
-        """{model, turns} -> yields {id, text} for each token, at last {dropped}: forgotten turns.
-        """
+        """{model, turns} -> {id, text} for each token, at last {dropped}: forgotten turns."""
         model, turns, ids = self.model(request), conversation(request["turns"]), []
         if self.size(turns[-1:]) > self.room:
             raise ValueError(f"that is {self.size(turns[-1:])} tokens, and the models read "
@@ -221,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if not self.is_ours():
             self.refuse()
-        elif self.path != "/":
+        elif self.path.partition("?")[0] != "/":  # /?lang=zh
             self.send_error(404)
         else:
             self.begin(200, "text/html; charset=utf-8")

@@ -29,8 +29,7 @@ def sampled(cfg, models, tokenizer, names):
 
 
 def run(cfg):
-    """Ask a person; what was said in earlier sessions counts -> how often the policy is preferred.
-    """
+    """Ask a person; earlier sessions count -> how often the policy is preferred."""
     models, tokenizer, newest = report.load_models(cfg, setup(cfg))
     prompts, texts = sampled(cfg, models, tokenizer, (newest, "sft"))
     pairs = list(zip(texts[newest], texts["sft"]))

@@ -1,8 +1,7 @@
 """`python ppo.py --rate`: you rate answers of all models, one at a time, blind.
 
 From 1 to 7, and whether the answer is helpful, truthful and harmless, as InstructGPT's labelers did
-(Ouyang et al. 2022, section 3.4 and figure 12). `python ppo.py --eval` shows the ratings beside the
-labeler's.
+(Ouyang et al. 2022, section 3.4 and figure 12). `ppo.py --eval` shows them beside the labeler's.
 """
 
 import json

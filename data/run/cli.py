@@ -75,11 +75,9 @@ class Common(Asking):
                                  "that has since been replaced (python -m data.run.lineage OUT)")
     micro_batch: int = flag(0, "rows (in reward.py: prompts) in memory at once; the gradient stays "
                                "the same; 0: the whole batch", least=0)
-    compile: bool = flag(False, "torch.compile the transformer's blocks: a slow start, then faster "
-                                "on GPUs")
-    gradient_checkpointing: bool = flag(False, "keep only the inputs of the blocks and recompute "
-                                               "the rest in backward: less memory, a third more "
-                                               "time")
+    compile: bool = flag(False, "torch.compile the blocks: a slow start, then faster on GPUs")
+    gradient_checkpointing: bool = flag(False, "keep only the inputs of blocks and recompute the "
+                                               "rest: less memory, a third more time")
 
 
 @dataclass

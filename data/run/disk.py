@@ -86,8 +86,7 @@ def make_folder(path):
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path} ({error.strerror}): choose another "
-                        "--out") from None
+        raise UserError(f"cannot make the folder {path} ({error.strerror}): change --out") from None
     return Path(path)
 
 
@@ -109,8 +108,7 @@ def write_model(path, model, tokenizer, **about):
 
 
 def load(path, device="cpu"):
-    """Read what torch.save wrote, if it is plain data: no file can run code. Raises one of BROKEN.
-    """
+    """Read what torch.save wrote, plain data only: no file can run code. Raises one of BROKEN."""
     size = regular(path).st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:  # torch packs without compressing
@@ -205,9 +203,7 @@ def regular(path):
     with open(path, "rb") as file:
         start = file.read(100).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer of Git LFS and not the file itself: run git lfs pull "
-                        "in its folder")
+        raise UserError(f"{path} is a pointer of Git LFS, not the file: run git lfs pull there")
     if start.startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{path} is a web page and not the file itself: download it by the link to "
-                        "the raw file")
+        raise UserError(f"{path} is a web page, not the file: download it by the raw file's link")
     return Path(path).stat()

@@ -2,8 +2,7 @@
 
 Every process knows the whole batch, draws the same random numbers, and computes its own rows.
 Gradients are summed once a step. A part of a batch is weighted by its share of the whole batch, so
-neither the size of the parts nor the number of processes changes the result. The first process
-alone writes files.
+neither the size of parts nor the number of processes changes the result. Only the first writes.
 """
 
 import ctypes

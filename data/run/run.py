@@ -108,8 +108,7 @@ class Run:
         return self.folder / name
 
     def keep(self, name, text, own=True):
-        """Write a text to the stage's folder, if it is the embedded world's, and note its lineage.
-        """
+        """Write a text of the embedded world to the stage's folder, and note its lineage."""
         self.lineage.text(f"{self.stage}/{name}", text)
         if own:
             disk.write(self.path(name), text)

@@ -73,8 +73,7 @@ def about(record):
 
 
 def phrases(split, pair):
-    """The phrases that a split may use, of (training phrases, held-out phrases); "text" uses both.
-    """
+    """The phrases of a split, of (training phrases, held-out phrases); "text" uses both."""
     training, held_out = pair[:2]
     if split == "text":
         return training + held_out
@@ -243,8 +242,7 @@ TOPICS = tuple(_MIX)
 
 
 def _held_out(p):
-    """The held-out splits share their phrases; the whole prompt decides which of the two it is in.
-    """
+    """The held-out splits share their phrases; the whole prompt decides which it is in."""
     said = " ".join(m["content"] for m in p["prompt"])
     return "test" if zlib.crc32(said.encode()) % 3 else "valid"
 
