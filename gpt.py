@@ -423,8 +423,7 @@ def continue_texts(model, tokenizer, documents, max_new_tokens=24):
 
 
 def first_model(cfg, run):
-    """The model that --init names -> (GPT, tokenizer); (None, None) to begin from random weights.
-    """
+    """The model of --init -> (GPT, tokenizer); (None, None) to begin from random weights."""
     if not cfg.init:
         return None, None
     model, tokenizer, about = load(run.reads(cfg.init), GPT, run.device, "check --init")

@@ -176,7 +176,7 @@ def enough(documents):
     pieces = [piece.strip() for d in documents
               for piece in re.findall(rf"(?s).{{1,{size}}}(?:\s|$)|.{{{size}}}", d)]
     if len(pieces) >= ONE_IN:
-        return pieces, (f"too few documents to hold one out: cut in pieces of {size:,} characters")
+        return pieces, f"too few documents to hold one out: cut into pieces of {size:,} characters"
     return documents, ""
 
 
