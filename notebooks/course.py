@@ -4,6 +4,8 @@
     OUT=DIR     where the stages are (default: out, where the README's commands put them)
 
     python notebooks/course.py 1_gpt 2_sft    run notebooks and keep their outputs
+    python notebooks/course.py --zh           give those in zh/ the code of the English ones and,
+                                              with a Chinese font, pictures with Chinese labels
 """
 
 import collections
@@ -12,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -48,6 +51,25 @@ BLUE, RED, GREEN, *_ = curves.COLOURS
 plt.rcParams.update({"figure.figsize": (8, 3), "figure.constrained_layout.use": True,
                      "axes.grid": True, "grid.alpha": .3, "savefig.dpi": 80,
                      "axes.prop_cycle": plt.cycler(color=curves.COLOURS, linestyle=curves.STYLES)})
+# Fonts with Chinese characters, as systems name them.
+CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "PingFang SC",
+                 "Heiti SC", "STHeiti", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei",
+                 "WenQuanYi Zen Hei", "Arial Unicode MS")
+
+
+def label_in_chinese():
+    """Draw the labels that zh/labels.json knows in Chinese, if a font is found -> whether one is.
+    """
+    from matplotlib import font_manager, text
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = [name for name in CHINESE_FONTS if name in installed][:1]
+    if fonts:
+        labels = json.loads((ROOT / "notebooks" / "zh" / "labels.json").read_text("utf-8"))
+        plt.rcParams.update({"font.sans-serif": fonts + plt.rcParams["font.sans-serif"],
+                             "axes.unicode_minus": False})
+        plain = text.Text.set_text
+        text.Text.set_text = lambda self, s: plain(self, labels.get(s, s))
+    return bool(fonts)
 
 
 def config(stage, **changes):
@@ -202,7 +224,29 @@ def execute(path, keep=False):
         nbformat.write(notebook, path)
 
 
+def in_chinese(path):
+    """Give zh/<name> the code cells of a notebook that was run; its own text cells stay.
+
+    With a Chinese font it is run again for its pictures, else the outputs are the English ones.
+    """
+    import nbformat
+    english, chinese = nbformat.read(path, 4), nbformat.read(path.parent / "zh" / path.name, 4)
+    cells = []
+    for ours, theirs in zip(english.cells, chinese.cells, strict=True):
+        assert ours.cell_type == theirs.cell_type, f"{path.name}: {ours.source[:40]}"
+        cells.append(ours if ours.cell_type == "code" else theirs)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=english.metadata),
+                   path.parent / "zh" / path.name)
+    if label_in_chinese():
+        execute(path.parent / "zh" / path.name, keep=True)
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:]:
+        if name == "--zh":
+            for path in sorted((ROOT / "notebooks" / "zh").glob("*.ipynb")):
+                in_chinese(ROOT / "notebooks" / path.name)
+                print(f"zh/{path.stem}: done", flush=True)
+            continue
         execute(ROOT / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb", keep=True)
         print(f"{name}: done", flush=True)

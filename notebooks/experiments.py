@@ -562,9 +562,10 @@ def came_after(roots):
             figures["sampled, million tokens"] = 0.0 if method == "dpo" else written
             figures["seconds"] = log[-1]["seconds"]
             figures["models in memory"] = IN_MEMORY[method]
+            label = "online-dpo, untuned" if method == "online-dpo" else method
             for name, value in figures.items():
-                found.setdefault(method, {}).setdefault(name, []).append(value)
-            curves.setdefault(method, []).append([(r["kl"], r["gold"]) for r in log if "kl" in r])
+                found.setdefault(label, {}).setdefault(name, []).append(value)
+            curves.setdefault(label, []).append([(r["kl"], r["gold"]) for r in log if "kl" in r])
     write(roots, "after", dict(table=found, curves=curves))
     draw_after(roots, curves)
     return found

@@ -18,6 +18,7 @@ ARROWS = [("prompts", "answers"), ("policy", "answers"), ("answers", "reference"
           ("reward model", "score"), ("value model", "values_old"), ("value model", "values"),
           ("logp_old", "rewards"), ("logp_ref", "rewards"), ("score", "rewards"),
           ("rewards", "advantages"), ("values_old", "advantages"), ("advantages", "returns"),
+          ("values_old", "returns"),
           ("logp", "ratio"), ("logp_old", "ratio"), ("ratio", "policy loss"),
           ("advantages", "policy loss"), ("returns", "value loss"), ("values", "value loss")]
 LEARNS = [("policy loss", "policy", .42), ("value loss", "value model", -.22)]  # how far they bend
@@ -30,8 +31,9 @@ def draw_flow():
     axes.axis("off")
     boxes = {}
     for name, (x, y, colour) in BOXES.items():
+        edge = dict(edgecolor="black", linewidth=2.5 if colour == "#CFE8F7" else 1)
         text = axes.text(x, y, name, ha="center", va="center", fontsize=10,
-                         bbox=dict(boxstyle="round,pad=.4", facecolor=colour, edgecolor="black"))
+                         bbox=dict(boxstyle="round,pad=.4", facecolor=colour, **edge))
         boxes[name] = text.get_bbox_patch()
     figure.canvas.draw()  # only now are the sizes of the boxes known
     for begin, end, *bend in [*ARROWS, *LEARNS]:
@@ -39,8 +41,8 @@ def draw_flow():
             if bend else dict(color=".45")
         axes.annotate("", BOXES[end][:2], BOXES[begin][:2], arrowprops=dict(
             arrowstyle="-|>", patchA=boxes[begin], patchB=boxes[end], **look))
-    axes.text(.35, .4, "blue: learns\ngrey: never changes\nwhite: numbers\ndashed: the gradient",
-              ha="center", va="center", fontsize=9)
+    key = "blue, thick: learns\ngrey: never changes\nwhite: numbers\ndashed: the gradient"
+    axes.text(.35, .4, key, ha="center", va="center", fontsize=9)
     plt.show()
 
 
@@ -70,8 +72,9 @@ def draw_row(names, prompt_length, length):
 
 def cell(axes, x, y, text, colour, ink="black"):
     axes.add_patch(plt.Rectangle((x - .46, y - .3), .92, .6, facecolor=colour, edgecolor=".6"))
-    axes.text(x, y, text.replace("$", r"\$"), ha="center", va="center", color=ink,
-              fontsize=min(7.5, 68 / len(text)), family="monospace")
+    text = text.replace(" ", "\N{MIDDLE DOT}").replace("$", r"\$")
+    axes.text(x, y, text, ha="center", va="center", color=ink, family="monospace",
+              fontsize=min(7.5, 68 / len(text)))
 
 
 def draw_answer(names, rows, title, darkest=2.0):
@@ -89,7 +92,8 @@ def draw_answer(names, rows, title, darkest=2.0):
         axes.text(j, i, f"{round(x, 2) + 0.0:+.2f}", ha="center", va="center", fontsize=8,
                   color="white" if dark else "black")
     axes.set(yticks=range(len(rows)), yticklabels=rows, title=title)
-    axes.set_xticks(range(len(names)), names, family="monospace", fontsize=8)
+    shown = [name.replace(" ", "\N{MIDDLE DOT}") for name in names]
+    axes.set_xticks(range(len(names)), shown, family="monospace", fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(False)

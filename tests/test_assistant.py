@@ -1,10 +1,14 @@
 """The assistant as one HTML file: a browser computes what torch computes, without a network."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 import gpt
-from conftest import lively
+from conftest import ROOT, lively
 from data.people import export
 from data.run.system import UserError
 from data.tokenizer import Tokenizer, train
@@ -121,6 +125,17 @@ def test_a_page_holds_policies_of_one_tokenizer_and_no_heavy_ones(tokenizer, tmp
 
 
 def test_the_page_needs_little_code():
-    text = (export.Path(export.__file__).with_name("assistant.html")).read_text(encoding="utf-8")
+    text = Path(export.__file__).with_name("assistant.html").read_text(encoding="utf-8")
     script = text.split("<script>")[1].split("</script>")[0]
     assert len(script.splitlines()) <= 220 and "http" not in text.replace("http-equiv", "")
+
+
+def test_the_page_that_the_readme_links_is_made_of_this_one():
+    data = re.compile(r'(?<=<script type="application/json" id="data">).*?(?=</script>)', re.S)
+    ours = Path(export.__file__).with_name("assistant.html").read_text(encoding="utf-8")
+    shown = ROOT / "notebooks" / "results" / "assistant.html"
+    text = shown.read_text(encoding="utf-8")
+    assert data.sub("", text) == data.sub("", ours), "python gpt.py --export makes it anew"
+    assert [model["name"] for model in json.loads(data.search(text)[0])["models"]] == ["sft",
+                                                                                       "ppo-3"]
+    assert shown.stat().st_size < 6_000_000

@@ -245,7 +245,7 @@ def who_catches(nurseries, mistake, folder, laws=LAWS):
         source = ROOT / part
         shutil.copytree(source,
                         folder / part, ignore=shutil.ignore_patterns(
-                            "__pycache__")) if source.is_dir() else shutil.copy(
+                            "__pycache__", "*.ipynb", "results")) if source.is_dir() else shutil.copy(
                                 source, folder / part)
     code = (folder / file).read_text()
     assert code.count(right) == 1, f"{file} has no place, or several, for this mistake: {right!r}"

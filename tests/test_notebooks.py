@@ -17,8 +17,9 @@ from notebooks import after
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS, SOLUTIONS = sorted(FOLDER.glob("*.ipynb")), sorted(FOLDER.glob("solutions/*.ipynb"))
+CHINESE = sorted(FOLDER.glob("zh/*.ipynb"))
 names = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-all_names = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS,
+all_names = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS + CHINESE,
                                     ids=lambda path: f"{path.parent.name}/{path.stem}")
 
 
@@ -28,9 +29,10 @@ def course():
     return course
 
 
-def test_there_are_seven_each_with_its_solutions():
-    assert [path.stem[0] for path in NOTEBOOKS] == list("1234567")
+def test_there_are_eight_each_with_its_solutions_and_in_chinese():
+    assert [path.stem[0] for path in NOTEBOOKS] == list("12345678")
     assert [path.name for path in NOTEBOOKS] == [path.name for path in SOLUTIONS]
+    assert [path.name for path in NOTEBOOKS] == [path.name for path in CHINESE]
 
 
 def text_of(notebook):
@@ -77,6 +79,68 @@ def test_outputs_are_no_older_than_the_code_they_show(path, course):
     changed = [name for name in now if now[name] != then.get(name)]
     assert not changed, (f"{', '.join(changed)} changed since the notebook was run: "
                          f"python notebooks/course.py {path.stem}")
+
+
+# ---- in Chinese ----------------------------------------------------------------------------------
+
+# Words that have a counterpart in the glossary's last column, wherever a text speaks of them.
+TERMS = {"token": "词元", "reward model": "奖励模型", "value model": "价值模型", "policy": "策略",
+         "reference": "参考模型", "advantage": "优势", "ratio": "概率比", "entropy": "熵",
+         "learning rate": "学习率", "labeler": "标注员", "gold": "真实评分", "clipping": "裁剪",
+         "explained variance": "解释方差", "reward hacking": "奖励作弊"}
+
+
+def prose(text):
+    """Text without code, formulas, addresses, quotations in English and the papers' titles."""
+    text = re.sub(r"\$\$.*?\$\$|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|\"[^\"]*\"|\*[A-Z][^*]*\*", "", text,
+                  flags=re.S)
+    return "\n".join(line for line in text.splitlines() if not line.startswith(">"))
+
+
+@pytest.mark.parametrize("path", CHINESE, ids=lambda path: path.stem)
+def test_the_chinese_notebook_is_the_english_one_in_chinese(path):
+    english, chinese = (nbformat.read(p, 4).cells for p in (FOLDER / path.name, path))
+    assert len(english) == len(chinese)
+    for ours, theirs in zip(english, chinese):
+        assert ours.cell_type == theirs.cell_type
+        if ours.cell_type == "code":
+            assert ours.source == theirs.source, f"python notebooks/course.py --zh: {ours.source}"
+            texts = [[out.get("text") for out in cell.outputs] for cell in (ours, theirs)]
+            assert len(texts[0]) == len(texts[1])
+            continue
+        heads = [re.findall(r"^#+ (?:\d+\.)?", cell.source, re.M) for cell in (ours, theirs)]
+        items = [len(re.findall(r"^(?:\d\.|\|) ", cell.source, re.M)) for cell in (ours, theirs)]
+        formulas = [re.findall(r"\$\$.*?\$\$", cell.source, re.S) for cell in (ours, theirs)]
+        assert heads[0] == heads[1] and items[0] == items[1] and formulas[0] == formulas[1]
+    text = prose("\n".join(cell.source for cell in chinese if cell.cell_type == "markdown"))
+    letters = re.findall(r"[A-Za-z\u4e00-\u9fff]", text)
+    assert sum(letter > "z" for letter in letters) >= .6 * len(letters)
+
+
+def test_chinese_terms_are_those_of_the_glossary():
+    glossary = (FOLDER / "GLOSSARY.md").read_text()
+    english, chinese = ("\n".join(cell.source for path in paths for cell in
+                                  nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+                        for paths in (NOTEBOOKS, CHINESE))
+    for word, term in TERMS.items():
+        assert term in glossary, term
+        share = chinese.count(term) / len(re.findall(rf"\b{word}", english, re.I))
+        assert share > .4, (word, term, share)
+
+
+def test_labels_are_drawn_in_chinese_where_a_font_is_found(course, monkeypatch):
+    from matplotlib import font_manager, text
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    before = text.Text.set_text
+    assert not course.label_in_chinese() and text.Text.set_text is before
+    monkeypatch.setattr(text.Text, "set_text", before)
+    monkeypatch.setattr(font_manager.fontManager, "ttflist",
+                        [font_manager.FontEntry(name=course.CHINESE_FONTS[-1])])
+    with course.plt.rc_context():
+        assert course.label_in_chinese()
+        axes = course.plt.figure().add_subplot(xlabel="iteration", ylabel="ppo")
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("迭代", "ppo")
+    course.plt.close("all")
 
 
 # ---- the exercises -------------------------------------------------------------------------------
