@@ -118,8 +118,8 @@ LOSSES = {"dpo": preference_loss, "online-dpo": preference_loss,
           "best": functools.partial(imitation_loss, best),
           "random": functools.partial(imitation_loss, any_one)}
 # Steps, learning rate, beta: the best of three tries each (LOG: what came after); online-dpo takes
-# dpo's beta, untuned. That is per log-odds of the labelers, those of RLOO and GRPO are per deviation
-# of the score, so methods are compared along KL.
+# dpo's beta, untuned. That is per log-odds of the labelers, and those of RLOO and GRPO are per
+# deviation of the score, so methods are compared along KL.
 SETTINGS = {"dpo": (190, 2e-4, .1), "online-dpo": (40, 4e-4, .1), "rloo": (20, 6e-4, .2),
             "grpo": (20, 6e-4, .2), "best": (20, 5e-4, 0.0), "random": (20, 5e-4, 0.0)}
 

@@ -205,7 +205,8 @@ def shown(notebook):
     found = {}
     for name in sorted(set(names)):
         module, _, attribute = name.partition(".")
-        source = inspect.getsource(getattr(importlib.import_module(module), attribute))
+        shown_from = STAGES.get(module) or importlib.import_module(f"notebooks.{module}")
+        source = inspect.getsource(getattr(shown_from, attribute))
         found[name] = hashlib.sha256(source.encode()).hexdigest()[:16]
     return found
 

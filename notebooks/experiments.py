@@ -560,7 +560,6 @@ def came_after(roots):
             cfg = read_json(out / method / "results.json")["config"]
             written = sum(r.get("length", 0) for r in log) * cfg["batch"] * cfg.get("k", 1) / 1e6
             figures["sampled, million tokens"] = 0.0 if method == "dpo" else written
-            figures["seconds"] = log[-1]["seconds"]
             figures["models in memory"] = IN_MEMORY[method]
             label = "online-dpo, untuned" if method == "online-dpo" else method
             for name, value in figures.items():
@@ -601,15 +600,16 @@ def beside_sft(root, paths, n=1000):
 
 
 def draw_after(roots, curves):
-    """Gold against KL while each method learns: after.png."""
+    """Gold against KL while each method learns, the mean of the pipelines, and, larger, where each
+    of them ends: after.png."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for n, (method, runs) in enumerate(curves.items()):
-        for i, run in enumerate(runs):
-            kl, gold = zip(*run)
-            axes.plot(kl, gold, color=f"C{n}", label=None if i else method, linewidth=1,
-                      marker="osv^Dx+"[n], markersize=3)
+        look, points = dict(color=f"C{n}", marker="osv^Dx+"[n], label=method), np.array(runs)
+        axes.plot(*points.mean(0).T, linewidth=1, markersize=3, **look)
+        axes.plot(*points[:, -3:].mean(1).T, linestyle="", markersize=9, fillstyle="none",
+                  **dict(look, label=None))
     axes.set(xlabel="KL to the SFT model, nats per answer", ylabel="gold (mean of 256 answers)")
     axes.legend(frameon=False)
     write_figure(roots[0] / "experiments" / "after.png", figure)

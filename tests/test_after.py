@@ -104,7 +104,8 @@ def test_answers_that_are_equally_good_teach_nothing(advantages):
     assert (pair == 0).all()
 
 
-@pytest.mark.parametrize("method", ["rloo", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_groups_find_the_optimum_that_theory_gives(method, toy):
     """Both: the penalty is part of the reward, so at the optimum all rewards are equal, and what
     they are divided by does not matter."""
@@ -133,12 +134,15 @@ def test_rankings_that_teach_nothing_are_one_sentence(pipeline, tmp_path):
         after.train(after.Config(out=str(out), k=7, max_new_tokens=8, prompts=40))
 
 
-def test_every_method_writes_a_policy_that_is_judged(pipeline, tmp_path):
+@pytest.mark.parametrize("methods", [
+    ("dpo", "rloo"),
+    pytest.param(("online-dpo", "grpo", "best", "random"), marks=pytest.mark.slow)])
+def test_every_method_writes_a_policy_that_is_judged(methods, pipeline, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(pipeline[0], out)
     small = dict(out=str(out), steps=2, k=3, batch=4, minibatches=2, prompts=40, test_prompts=12,
                  max_new_tokens=8, rankings=decided(out, tmp_path))
-    for method in after.LOSSES:
+    for method in methods:
         policy, history = after.train(after.Config(method=method, **small))
         saved, _, about = gpt.load(out / method / "ckpt.pt")
         assert about["stage"] == method and all(

@@ -241,12 +241,12 @@ def who_catches(nurseries, mistake, folder, laws=LAWS):
     """Make one mistake in a copy of the project and run the laws there -> the name of the first
     test that fails, or ""."""
     file, right, wrong = MUTATIONS[mistake]
+    unused = shutil.ignore_patterns("__pycache__", "*.ipynb", "results")
     for part in (*CODE, "data", "notebooks", "tests", ".pytest.ini"):
-        source = ROOT / part
-        shutil.copytree(source,
-                        folder / part, ignore=shutil.ignore_patterns(
-                            "__pycache__", "*.ipynb", "results")) if source.is_dir() else shutil.copy(
-                                source, folder / part)
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=unused)
+        else:
+            shutil.copy(ROOT / part, folder / part)
     code = (folder / file).read_text()
     assert code.count(right) == 1, f"{file} has no place, or several, for this mistake: {right!r}"
     (folder / file).write_text(code.replace(right, wrong))
