@@ -316,8 +316,8 @@ def test_lines_of_windows_are_lines(tmp_path):
 
 @pytest.mark.parametrize("name, content, said", [
     ("data.jsonl.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-     "is a pointer of Git LFS, not the file: run git lfs pull"),
-    ("data.parquet", b"<!DOCTYPE html>\n<html>", "is a web page, not the file"),
+     "is a pointer of Git LFS and not the file itself: run git lfs pull"),
+    ("data.parquet", b"<!DOCTYPE html>\n<html>", "is a web page and not the file itself"),
     ("dataset_infos.json", b'{"default": {}}', "describes a data set and holds none of it"),
     ("data.csv", b"prompt,response\na,b,c\n", "line 2: more cells than the first line has names"),
     ("data.csv", "prompt,response\nä,b\n".encode("latin-1"), "line 2: not UTF-8"),

@@ -303,7 +303,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tokenizer, tmp_path, monkey
           lambda folder: (folder / "added_tokens.json").write_text('{"[PAD]": 320}'))
     wrong(r"size mismatch for wte.weight", config(n_embd=64))
     wrong(
-        "is a pointer of Git LFS.* git lfs "
+        "is a pointer of Git LFS .* git lfs "
         "pull", lambda folder: (folder / "model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\n"))
     wrong("activation_function is relu, and this code has gelu_new",

@@ -170,7 +170,8 @@ def read_ranks(folder):
         raise UserError(f"{path} has some of {', '.join(SPECIALS)}, or has them elsewhere than at "
                         "its end: choose a model with none of them")
     if list(ranks.values()) != list(range(len(ranks))):
-        raise UserError(f"{path} does not number its {len(tokens)} tokens from 0: not GPT-2's")
+        raise UserError(f"{path} does not number its {len(tokens)} tokens from 0 on: it is not "
+                        "GPT-2's vocabulary")
     return ranks, len(marks)
 
 
@@ -198,7 +199,7 @@ def read_weights(folder):
         if index.exists():
             shards = sorted({Path(file).name for file in read_json(index)["weight_map"].values()})
             return {name: x for file in shards for name, x in reader(folder / file).items()}
-    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: get one")
+    raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin: download one")
 
 
 def from_nanogpt(fields, path):

@@ -78,7 +78,7 @@ def plain_text(text):
     marks += ["[INST]"] if text.lstrip().removeprefix("<s>").lstrip().startswith("[INST]") else []
     marks += ["</s>"] if text.rstrip().endswith("</s>") and "<s>" not in text else []
     if marks:
-        raise ValueError(f"a text holds {marks[0]}, a mark of a chat template: give messages")
+        raise ValueError(f"a text holds {marks[0]}, a mark of a chat template: give its messages")
     return text
 
 

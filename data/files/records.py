@@ -9,7 +9,7 @@ Pretraining text is UTF-8, documents separated by blank lines. Everything else i
                     or a prompt, "response" and "verdict": "good" ones rank above "bad" ones
 
 or those of published data sets, which data/files/foreign.py recognises, in files as
-data/files/rows.py reads them. `--data` takes a file, a folder, or several with commas.
+data/files/rows.py reads them. `--data` takes a file, a folder, or several with commas between.
 
 A record that cannot be used is named and skipped, but if they are more than one in a hundred, the
 file is refused. What is skipped is counted, and a field that is not used is named once per file.
@@ -176,7 +176,7 @@ def enough(documents):
     pieces = [piece.strip() for d in documents
               for piece in re.findall(rf"(?s).{{1,{size}}}(?:\s|$)|.{{{size}}}", d)]
     if len(pieces) >= ONE_IN:
-        return pieces, f"too few documents to hold one out: cut into pieces of {size:,} characters"
+        return pieces, f"too few to hold one out: cut into pieces of at most {size:,} characters"
     return documents, ""
 
 
@@ -219,7 +219,7 @@ def _read(files, field, check):
                     print(f"{path}: read as {form.name}")
                 name = name or form.name
                 if form.name != name:
-                    raise ValueError(f"a record of another format ({form.name}) than {name}")
+                    raise ValueError(f"another format ({form.name}) than the first ({name})")
                 unused.update(dict.fromkeys(form.unused(record)))
                 ready = []
                 for ours in every:

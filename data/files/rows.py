@@ -76,7 +76,8 @@ def content(path):
         with (gzip.open if Path(path).suffix == ".gz" else open)(path, "rb") as file:
             data = file.read(most + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): check --data") from None
+        raise UserError(f"{path} cannot be read ({reason(error)}): check --data, or download it "
+                        "again") from None
     if len(data) > most:
         raise too_large(path, most)
     return data

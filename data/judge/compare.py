@@ -60,7 +60,8 @@ def compare(paths):
     folders = [path if (path / "log.jsonl").exists() else path / stage for path in folders]
     every, logs = zip(*map(read, folders))
     if len({results["stage"].split("-")[0] for results in every}) > 1:
-        raise UserError(f"{' and '.join(map(str, folders))} are of different stages: choose one")
+        raise UserError(f"{' and '.join(map(str, folders))} are of different stages: compare runs "
+                        "of one")
     names = [str(folder) for folder in folders]
     text = report(names, every, logs)
     picture = folders[-1] / "compare.png"

@@ -203,7 +203,7 @@ def regular(path):
     with open(path, "rb") as file:
         start = file.read(100).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer of Git LFS, not the file: run git lfs pull there")
+        raise UserError(f"{path} is a pointer of Git LFS and not the file itself: run git lfs pull")
     if start.startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{path} is a web page, not the file: download it by the raw file's link")
+        raise UserError(f"{path} is a web page and not the file itself: download the raw file")
     return Path(path).stat()

@@ -2,7 +2,7 @@
 
 Every process knows the whole batch, draws the same random numbers, and computes its own rows.
 Gradients are summed once a step. A part of a batch is weighted by its share of the whole batch, so
-neither the size of parts nor the number of processes changes the result. Only the first writes.
+neither the size of parts nor the number of processes changes the result. The first alone writes.
 """
 
 import ctypes
