@@ -36,6 +36,7 @@ import ppo  # noqa: E402
 import reward  # noqa: E402
 import sft  # noqa: E402
 from data.run import curves  # noqa: E402
+from notebooks.pictures import visible  # noqa: E402
 
 QUICK = bool(os.environ.get("QUICK"))
 OUT = os.environ.get("OUT", "out/quick" if QUICK else "out")
@@ -57,19 +58,24 @@ CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Ping
                  "WenQuanYi Zen Hei", "Arial Unicode MS")
 
 
-def label_in_chinese():
-    """Draw the labels that zh/labels.json knows in Chinese, if a font is found -> whether one is.
-    """
-    from matplotlib import font_manager, text
+def chinese_font():
+    """The name of a font of this system that has Chinese characters; None if there is none."""
+    from matplotlib import font_manager
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = [name for name in CHINESE_FONTS if name in installed][:1]
-    if fonts:
+    return next((name for name in CHINESE_FONTS if name in installed), None)
+
+
+def label_in_chinese():
+    """From now on draw the labels that zh/labels.json knows in Chinese -> whether a font is found.
+    """
+    from matplotlib import text
+    if font := chinese_font():
         labels = json.loads((ROOT / "notebooks" / "zh" / "labels.json").read_text("utf-8"))
-        plt.rcParams.update({"font.sans-serif": fonts + plt.rcParams["font.sans-serif"],
+        plt.rcParams.update({"font.sans-serif": [font, *plt.rcParams["font.sans-serif"]],
                              "axes.unicode_minus": False})
         plain = text.Text.set_text
         text.Text.set_text = lambda self, s: plain(self, labels.get(s, s))
-    return bool(fonts)
+    return bool(font)
 
 
 def config(stage, **changes):
@@ -142,8 +148,7 @@ def draw_tokens(texts, values=None, form="{:+.1f}", title="", width=90):
     for text, shade, (x, y, size) in zip(texts, shades, places):
         grey = 1 - .75 * (shade - low) / (high - low) if shade == shade else 1
         axes.add_patch(plt.Rectangle((x, -y), size - .15, .5, facecolor=str(grey), edgecolor=".6"))
-        shown = text.replace(" ", "\N{MIDDLE DOT}").replace("\n", "\\n").replace("$", r"\$")
-        axes.text(x + size / 2, -y + .25, shown,
+        axes.text(x + size / 2, -y + .25, visible(text),
                   ha="center", va="center", fontsize=8, family="monospace",
                   color="white" if grey < .5 else "black")
         if values is not None and shade == shade:
@@ -238,7 +243,7 @@ def in_chinese(path):
         cells.append(ours if ours.cell_type == "code" else theirs)
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=english.metadata),
                    path.parent / "zh" / path.name)
-    if label_in_chinese():
+    if chinese_font():
         execute(path.parent / "zh" / path.name, keep=True)
 
 

@@ -4,7 +4,6 @@ Each check tries one thing that people get wrong, and names it. The solutions ar
 """
 
 import dataclasses
-import functools
 
 import torch
 from torch import nn
@@ -171,8 +170,7 @@ def trained(step, cfg=CFG, **changes):
     policy, reference, reward, value = four_models()
     opt = optim.adamw(nn.ModuleList([policy, value]), 1e-2)
     prompts, prompt_lengths = torch.tensor([[3, 4], [5, 6]]).repeat(3, 1), torch.full((6,), 2)
-    begin = functools.partial(torch.manual_seed, 1)
-    begin()
+    torch.manual_seed(1)
     if step.__name__ == "iteration":
         result = step(policy, reference, reward, value, opt, prompts, prompt_lengths, cfg, 1e-2)
     else:
@@ -181,7 +179,7 @@ def trained(step, cfg=CFG, **changes):
         batch.logp_old += .3 * noise[0]  # as in a later pass
         batch.advantages, batch.returns = noise[1:]
         batch = optim.cut(batch, [0] * 6, batch.idx.shape[1])  # all equal: no order matters
-        begin()
+        torch.manual_seed(1)
         result = step(policy, value, opt, dataclasses.replace(batch, **{
             name: getattr(batch, other) for name, other in changes.items()}), cfg, 1e-2)
     taken = max((int(state["step"]) for state in opt.state.values()), default=0)

@@ -70,9 +70,14 @@ def draw_row(names, prompt_length, length):
     plt.show()
 
 
+def visible(text):
+    """A token's text as pictures can show it: a space is a dot, and nothing is a formula."""
+    return text.replace(" ", "\N{MIDDLE DOT}").replace("\n", "\\n").replace("$", r"\$")
+
+
 def cell(axes, x, y, text, colour, ink="black"):
     axes.add_patch(plt.Rectangle((x - .46, y - .3), .92, .6, facecolor=colour, edgecolor=".6"))
-    text = text.replace(" ", "\N{MIDDLE DOT}").replace("$", r"\$")
+    text = visible(text)
     axes.text(x, y, text, ha="center", va="center", color=ink, family="monospace",
               fontsize=min(7.5, 68 / len(text)))
 
@@ -92,8 +97,7 @@ def draw_answer(names, rows, title, darkest=2.0):
         axes.text(j, i, f"{round(x, 2) + 0.0:+.2f}", ha="center", va="center", fontsize=8,
                   color="white" if dark else "black")
     axes.set(yticks=range(len(rows)), yticklabels=rows, title=title)
-    shown = [name.replace(" ", "\N{MIDDLE DOT}") for name in names]
-    axes.set_xticks(range(len(names)), shown, family="monospace", fontsize=8)
+    axes.set_xticks(range(len(names)), map(visible, names), family="monospace", fontsize=8)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.grid(False)

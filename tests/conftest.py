@@ -75,6 +75,16 @@ def browser():
         chromium.close()
 
 
+def complaints(tab, home):
+    """A list of what goes wrong in a tab from now on: messages, errors, requests not to `home`."""
+    wrong = []
+    tab.on("console", lambda message: wrong.append(message.text))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("request", lambda request: wrong.append(request.url)
+           if not request.url.startswith(home) else None)
+    return wrong
+
+
 # ---- runs of the stages --------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import gpt
-from conftest import ROOT, lively
+from conftest import ROOT, complaints, lively
 from data.people import export
 from data.run.system import UserError
 from data.tokenizer import Tokenizer, train
 from data.world import almanac
 
-TEXTS = ["What is the capital of Cuba?", "  two  spaces,\nlines\tand 123 tabs ", "古巴的首都？🙂",
-         "it's", "<script>alert(1)</script>", "", "é\u0301 \u202e right to left"]
+TEXTS = ["What is the capital of Cuba?", "  two  spaces,\nlines\tand 123 tabs ",
+         "古巴的首都？🙂", "it's", "<script>alert(1)</script>",
+         "", "é\u0301 \u202e right to left"]
 
 
 @pytest.fixture
@@ -36,13 +37,9 @@ def page(tokenizer, tmp_path, browser):
         gpt.save(tmp_path / name / "ckpt.pt", lively(model).float(), tokenizer)
         models.append(model.half().float())
     ckpt = ",".join(str(tmp_path / name / "ckpt.pt") for name in ("sft", "ppo"))
-    export.run(export.Config(export=str(tmp_path / "assistant.html"), ckpt=ckpt))
+    export.run(export.Config(out=str(tmp_path), export=str(tmp_path / "assistant.html"), ckpt=ckpt))
     tab = browser.new_page(viewport=dict(width=360, height=700), color_scheme="dark")
-    wrong = []
-    tab.on("console", lambda message: wrong.append(message.text))
-    tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("request", lambda request: wrong.append(request.url)
-           if not request.url.startswith("file:") else None)
+    wrong = complaints(tab, "file:")
     tab.goto(f"file://{tmp_path}/assistant.html")
     yield tab, models
     assert not wrong

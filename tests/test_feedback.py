@@ -154,7 +154,8 @@ def test_good_bad_and_better_train_both_models(tmp_path, capsys):
 def test_good_and_bad_may_be_said_in_chinese(tmp_path, monkeypatch):
     """Of the last answer, with or without a full stop; before there is one they are a message."""
     replies = iter(["Hello.", "One.", "Two."])
-    said, book = iter(["好的", "Hi", "不太好。", "好的！"]), feedback.LabelFile(tmp_path, "anna")
+    said = iter(["好的", "Hi", "不太好。", "好的！"])
+    book = feedback.LabelFile(tmp_path, "anna")
     monkeypatch.setattr("builtins.input",
                         lambda _: next(said, None) or (_ for _ in ()).throw(EOFError))
     chat.talk(lambda turns: [next(replies)], size=len, room=9, note=book.add, look=None)

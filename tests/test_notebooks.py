@@ -84,9 +84,10 @@ def test_outputs_are_no_older_than_the_code_they_show(path, course):
 # ---- in Chinese ----------------------------------------------------------------------------------
 
 # Words that have a counterpart in the glossary's last column, wherever a text speaks of them.
-TERMS = {"token": "词元", "reward model": "奖励模型", "value model": "价值模型", "policy": "策略",
-         "reference": "参考模型", "advantage": "优势", "ratio": "概率比", "entropy": "熵",
-         "learning rate": "学习率", "labeler": "标注员", "gold": "真实评分", "clipping": "裁剪",
+TERMS = {"token": "词元", "reward model": "奖励模型", "value model": "价值模型",
+         "policy": "策略", "reference": "参考模型", "advantage": "优势",
+         "ratio": "概率比", "entropy": "熵", "learning rate": "学习率",
+         "labeler": "标注员", "gold": "真实评分", "clipping": "裁剪",
          "explained variance": "解释方差", "reward hacking": "奖励作弊"}
 
 

@@ -14,7 +14,7 @@ import torch
 import gpt
 import ppo
 import reward
-from conftest import one_sentence, run_stage
+from conftest import complaints, one_sentence, run_stage
 from data.files import records
 from data.people import inside
 from data.people import chat, page
@@ -337,15 +337,11 @@ def test_a_port_in_use_is_one_sentence(server):
 def tab(browser, server):
     page = browser.new_page()
     page.set_default_timeout(10_000)
-    page.wrong = []
-    page.on("console", lambda message: page.wrong.append(message.text))
-    page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("request", lambda request: page.wrong.append(request.url)
-            if not request.url.startswith("http://127.0.0.1:") else None)
+    wrong = complaints(page, "http://127.0.0.1:")
     page.goto(f"http://127.0.0.1:{server[0].server_port}/")
     page.locator(".column").nth(2).wait_for()
     yield page
-    assert not page.wrong
+    assert not wrong
 
 
 def say(tab, text, key="Enter"):

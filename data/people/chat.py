@@ -29,11 +29,8 @@ class Config(Program):
 
 
 HELP = """/reset forgets what was said; Ctrl-D leaves.
-/good or 好的   the last answer is good      /bad or 不太好   it is not, try again
-/better <text>   use this instead
+/good, 好的   it is good   /bad, 不太好   it is not, try again   /better <text>   use this
 /score  how the last answer is scored, and why   /tokens   what the models say of each token"""
-
-
 CHINESE = {"好的": "/good", "不太好": "/bad"}  # how people say it, also with a full stop
 
 
@@ -192,5 +189,4 @@ def run(cfg):
         name, = models().policies
         return explain(command, models(), name, turns, ids, cfg.temperature or 1.0)
 
-    talk(answer, size=lambda turns: len(tokenizer.render(turns)), room=room, note=book.add,
-         look=look)
+    talk(answer, lambda turns: len(tokenizer.render(turns)), room, book.add, look)

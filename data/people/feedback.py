@@ -116,7 +116,7 @@ class LabelFile:
         return max((record.get("n", -1) for record in self.records), default=-1) + 1
 
     def undo(self):
-        """Take back this session's last label -> whether nobody has written since."""
+        """Take back this session's last label -> False if it has none, or somebody wrote since."""
         if len(self.ends) < 2 or self.path.stat().st_size != self.ends[-1]:
             return False
         os.truncate(self.path, self.ends[-2])

@@ -58,12 +58,9 @@ def stages(out, stage, file="ckpt.pt"):
     return {p.parent.name: p for p in sorted(paths, key=lambda p: round_of(p.parent.name))}
 
 
-def gather(out, named="", device="cpu"):
-    """The models of the folder `out`, of policies only the named ones, "a.pt,b.pt" -> Models.
-
-    Other models that do not fit these policies are skipped, and named. UserError if there is no
-    policy, or if two policies have different tokenizers.
-    """
+def load_policies(out, named="", device="cpu"):
+    """Those of the folder `out`, or the named ones, "a.pt,b.pt" -> (paths, GPTs, tokenizer), both
+    by name. UserError if there is none, or if two have different tokenizers."""
     paths = {**stages(out, "gpt"), **stages(out, "sft"), **stages(out, "ppo")}
     if named:
         names = {path.resolve(): name for name, path in paths.items()}
@@ -77,6 +74,12 @@ def gather(out, named="", device="cpu"):
         start.same_tokenizer(other, tokenizer, path, list(paths.values())[-1], "make it anew, or "
                              "name with --ckpt checkpoints that belong together")
         policies = {name: model.requires_grad_(False), **policies}
+    return paths, policies, tokenizer
+
+
+def gather(out, named="", device="cpu"):
+    """Policies, and the folder's other models that fit them -> Models. Others are named."""
+    paths, policies, tokenizer = load_policies(out, named, device)
     context = min(model.config.block_size for model in policies.values())
 
     def load(paths, kind):
