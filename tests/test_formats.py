@@ -201,6 +201,8 @@ def test_a_tree_gives_a_record_for_each_question(tmp_path):
      "demonstrations", dict(prompt=[USER, SAID, ASKED], response="x")),
     (dict(prompt="And?", response="x", history=[["Hi", "Hello"]]), "demonstrations",
      dict(prompt=[USER, SAID, ASKED], response="x")),
+    (dict(prompt=[USER, SAID, ASKED], context="b a", input="c", response="x"), "demonstrations",
+     dict(prompt=[USER, SAID, dict(role="user", content="b a\n\nAnd?\n\nc")], response="x")),
     (dict(question="Sort.", context="b a", answer="x"), "demonstrations",
      dict(prompt=[dict(role="user", content="b a\n\nSort.")], response="x")),
     (dict(question="What is a plum?", context="A plum is a fruit.",

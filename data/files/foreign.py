@@ -235,11 +235,11 @@ def own(r):
     """
     if isinstance(r.get("chosen"), str) and len(written_messages(r["chosen"]) or ()) > 1:
         return two_conversations(r)
-    prompt = r["prompt"]
-    if isinstance(prompt, str):
-        prompt = "\n\n".join(part for part in (r.get("context"), prompt, r.get("input")) if part)
+    *earlier, asked = turns(r["prompt"])
+    text, more = [dict(role="system", content=r.get(name) or "") for name in ("context", "input")]
     ours = {name: value for name, value in r.items() if name in OWN.optional and name != "response"}
-    ours["prompt"] = history(r.get("history") or []) + turns(prompt)
+    before = history(r.get("history") or [])
+    ours["prompt"] = before + conversation([*earlier, text, asked, more])
     from_table = isinstance(r["prompt"], str) and is_transcript(r["prompt"])  # with blanks at ends
     for name in ("response", "completion", "chosen"):
         if name in r:
