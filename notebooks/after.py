@@ -104,19 +104,12 @@ def imitation_loss(choose, logp, batch, cfg):
     return -gpt.masked_mean(logp[rows], batch.mask[rows])
 
 
-def best(score):
-    return score.argmax(1)
-
-
-def any_one(score):
-    return torch.randint(score.shape[1], score.shape[:1], device=score.device)
-
-
 LOSSES = {"dpo": preference_loss, "online-dpo": preference_loss,
           "rloo": functools.partial(group_loss, rloo_advantages),
           "grpo": functools.partial(group_loss, grpo_advantages),
-          "best": functools.partial(imitation_loss, best),
-          "random": functools.partial(imitation_loss, any_one)}
+          "best": functools.partial(imitation_loss, lambda score: score.argmax(1)),
+          "random": functools.partial(imitation_loss, lambda score: torch.randint(
+              score.shape[1], score.shape[:1], device=score.device))}
 # Steps, learning rate, beta: the best of three tries each (LOG: what came after); online-dpo takes
 # dpo's beta, untuned. That is per log-odds of the labelers, and those of RLOO and GRPO are per
 # deviation of the score, so methods are compared along KL.
@@ -173,17 +166,28 @@ class Config(Judged):
 
 
 @torch.no_grad()
-def ask(policy, reference, score, asked, tokenizer, cfg):
-    """K answers of the policy to each of some prompts, scored -> ppo.Rollout, the prompts K times.
-
-    score(batch, prompts) -> (N * K,).
-    """
+def ask(policy, reference, worth, asked, tokenizer, cfg):
+    """K answers of the policy to each of some prompts, with worth(batch, prompts), (N * K,), as
+    their score -> ppo.Rollout, the prompts K times."""
     prompts = [p for p in asked for _ in range(cfg.k)]
     idx, begin = gpt.pad([p["ids"] for p in prompts], tokenizer.pad, policy.wte.weight.device)
     batch = answered(reference, *sampling.sample_batch(policy, idx, begin, cfg), begin, cfg)
     batch.logp_old = gpt.token_logprobs(policy, batch.idx, cfg.temperature, batch.mask)
-    batch.score = score(batch, prompts)
+    batch.score = worth(batch, prompts)
     return batch, prompts
+
+
+@torch.no_grad()
+def ranked(reference, records, tokenizer, cfg):
+    """Rankings as a batch of answers whose score is minus the rank -> ppo.Rollout."""
+    prompts = [tokenizer.render(r["prompt"]) for r in records for _ in range(cfg.k)]
+    answers = [tokenizer.encode(text) + [tokenizer.end] for r in records for text in r["responses"]]
+    device = reference.wte.weight.device
+    idx, lengths = gpt.pad([p + a for p, a in zip(prompts, answers)], tokenizer.pad, device)
+    begin = torch.tensor([len(p) for p in prompts], device=device)
+    batch = answered(reference, idx, lengths, begin, cfg)
+    batch.score = -torch.tensor([r["ranks"] for r in records], device=device).flatten().float()
+    return batch
 
 
 def answered(reference, idx, lengths, begin, cfg):
@@ -194,30 +198,13 @@ def answered(reference, idx, lengths, begin, cfg):
     return batch
 
 
-@torch.no_grad()
-def ranked(reference, records, tokenizer, cfg):
-    """Rankings as a batch of answers whose score is minus the rank -> ppo.Rollout."""
-    prompts = [tokenizer.render(r["prompt"]) for r in records for _ in range(cfg.k)]
-    answers = [tokenizer.encode(text) + [tokenizer.end] for r in records for text in r["responses"]]
-    idx, lengths = gpt.pad([p + a for p, a in zip(prompts, answers)], tokenizer.pad,
-                           reference.wte.weight.device)
-    begin = lengths - torch.tensor([len(a) for a in answers], device=idx.device)
-    batch = answered(reference, idx, lengths, begin, cfg)
-    batch.score = -torch.tensor([r["ranks"] for r in records], device=idx.device).flatten().float()
-    return batch
-
-
-def scorer(cfg, reward_score, tokenizer):
-    """What an answer is worth: the reward model's score, or what --check finds -> a function."""
-    def checked(batch, prompts):
-        judgements = map(labeler.judge, prompts, judge.texts(batch, tokenizer))
-        worth = torch.tensor([min(getattr(j, name) for name in cfg.check.split(","))
-                              for j in judgements], device=batch.idx.device)
-        return torch.where(batch.ended & (batch.mask.sum(1) > 1), worth, cfg.missing_eos_penalty)
-
-    def scored(batch, prompts):
-        return reward_score(batch.idx, batch.lengths, batch.mask)
-    return checked if cfg.check else scored
+def checked(batch, prompts, tokenizer, cfg):
+    """What a program says of answers: the lowest of the labeler's criteria in --check -> (B,)."""
+    judgements = map(labeler.judge, prompts, judge.texts(batch, tokenizer))
+    lowest = [min(getattr(j, name) for name in cfg.check.split(",")) for j in judgements]
+    written = batch.ended & (batch.mask.sum(1) > 1)
+    return torch.where(written, torch.tensor(lowest, device=batch.idx.device),
+                       cfg.missing_eos_penalty)
 
 
 def groups(batch, numbers, k):
@@ -235,7 +222,11 @@ def train(cfg):
     policy, reference, reward_model, tokenizer = start.for_ppo(cfg, run)
     reward_score = functools.partial(ppo.score_answers, reward_model,
                                      penalty=cfg.missing_eos_penalty)
-    score, loss_of = scorer(cfg, reward_score, tokenizer), LOSSES[cfg.method]
+
+    def worth(batch, prompts):
+        return (checked(batch, prompts, tokenizer, cfg) if cfg.check
+                else reward_score(batch.idx, batch.lengths, batch.mask))
+
     opt = optim.adamw(policy, cfg.lr, eps=1e-5)
     prompts, test = start.prompts(cfg, run, policy, tokenizer)
     compared = start.compared_models(cfg, run, policy, reference, tokenizer)
@@ -250,7 +241,7 @@ def train(cfg):
         if offline:
             batch = ranked(reference, asked, tokenizer, cfg)
         else:
-            batch, repeated = ask(policy, reference, score, asked, tokenizer, cfg)
+            batch, repeated = ask(policy, reference, worth, asked, tokenizer, cfg)
             figures = describe(batch, repeated, tokenizer)
         # 2. One pass over the groups.
         tokens = int(batch.mask.sum())
@@ -258,14 +249,14 @@ def train(cfg):
         for rows in torch.randperm(len(asked)).tensor_split(parts):
             part = groups(batch, rows, cfg.k)
             logp = gpt.token_logprobs(policy, part.idx, cfg.temperature, part.mask)
-            loss = loss_of(logp, part, cfg)
+            loss = LOSSES[cfg.method](logp, part, cfg)
             loss.backward()
             grad_norm = optim.optimizer_step(policy, opt, lr)
         # 3. Log and save. What the policy of DPO answers is looked at now and then.
         if offline:
             figures = moved(logp.detach(), part, cfg)
         if offline and run.due(step, 20):
-            batch, repeated = ask(policy, reference, score, prompts[:64], tokenizer, cfg)
+            batch, repeated = ask(policy, reference, worth, prompts[:64], tokenizer, cfg)
             figures |= describe(batch, repeated, tokenizer)
         run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm), tokens=tokens)
         run.save(step, tokenizer, ckpt=policy)

@@ -255,14 +255,24 @@ def table(found):
     """Markdown: the mean over the pipelines, and the smallest and largest."""
     found = {name: columns for name, columns in found.items() if name != "code"}
     names = list(next(iter(found.values())))
-    rows = []
-    for row, columns in found.items():
-        cells = []
-        for x in columns.values():
-            around = f" ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else ""
-            cells.append(f"{statistics.mean(x):.2f}{around}" if x else "")
-        rows.append([row, *cells])
-    return markdown(["", *names], rows)
+    digits = {name: decimals([x for columns in found.values() for x in columns[name]])
+              for name in names}
+    return markdown(["", *names], [[row, *(mean_and_range(columns[name], digits[name])
+                                           for name in names)] for row, columns in found.items()])
+
+
+def decimals(column):
+    """How many a column is shown with: none for counts, fewer for large numbers."""
+    largest = max(map(abs, column), default=0)
+    return 0 if largest >= 100 or all(x == int(x) for x in column) else 2 if largest < 10 else 1
+
+
+def mean_and_range(xs, digits):
+    if not xs:
+        return ""
+    low, mean, high = [f"{round(x, digits) + 0.0:.{digits}f}"  # not -0.00
+                       for x in (min(xs), statistics.mean(xs), max(xs))]
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 # ---- PPO's options -------------------------------------------------------------------------------
@@ -548,6 +558,7 @@ def came_after(roots):
     """Each method of after.py from the models of each pipeline, beside PPO's policy: all judged on
     the same prompts of `valid`."""
     found, curves = {}, {}
+    costs = {method: cost(method, roots[0]) for method in IN_MEMORY}
     for root in roots:
         out = place(claimed(root / "after"), root, ("gpt", "sft", "reward", "ppo"))
         seed = read_results(root)["ppo"]["config"]["seed"]
@@ -558,16 +569,46 @@ def came_after(roots):
         for method, figures in judged.items():
             log = read_json(out / method / "log.jsonl", lines=True)
             cfg = read_json(out / method / "results.json")["config"]
-            written = sum(r.get("length", 0) for r in log) * cfg["batch"] * cfg.get("k", 1) / 1e6
-            figures["sampled, million tokens"] = 0.0 if method == "dpo" else written
+            written = sum(r.get("length", 0) for r in log) * cfg["batch"] * cfg.get("k", 1) / 1e3
+            figures["sampled, thousand tokens"] = 0.0 if method == "dpo" else written
             figures["models in memory"] = IN_MEMORY[method]
             label = "online-dpo, untuned" if method == "online-dpo" else method
             for name, value in figures.items():
                 found.setdefault(label, {}).setdefault(name, []).append(value)
+            found[label].update(costs[method])
             curves.setdefault(label, []).append([(r["kl"], r["gold"]) for r in log if "kl" in r])
     write(roots, "after", dict(table=found, curves=curves))
     draw_after(roots, curves)
     return found
+
+
+def cost(method, root, most=20):
+    """What a method's training takes, from its first steps, `most` at most -> {figure: [number]}.
+
+    A token counts once for each model that reads it, padding too, and three times if that model
+    learns from it: the backward pass is twice the work of the forward pass.
+    """
+    out, tokens = place(claimed(root / "after" / "cost" / method), root,
+                        ("gpt", "sft", "reward")), 0
+    if not (out / "cost.json").exists():
+        module, chosen = (ppo, {}) if method == "ppo" else (after, dict(method=method))
+        cfg = module.Config(out=str(out), **chosen)
+        share = min(1, most / cfg.steps)
+        cfg.steps = min(cfg.steps, most)
+
+        def count(layer, inputs):
+            nonlocal tokens
+            if isinstance(layer, gpt.Attention):
+                tokens += inputs[0][..., 0].numel() * (3 if inputs[0].requires_grad else 1)
+
+        counting = torch.nn.modules.module.register_module_forward_pre_hook(count)
+        with mock.patch("data.judge.answers.report"):  # what is not training
+            policy, history = module.train(cfg)
+        counting.remove()
+        (out / "cost.json").write_text(json.dumps({
+            "tokens through a model, million": [tokens / policy.config.n_layer / share / 1e6],
+            "seconds": [history[-1]["seconds"] / share]}))
+    return read_json(out / "cost.json")
 
 
 def beside_sft(root, paths, n=1000):

@@ -172,10 +172,12 @@ def test_expert_iteration_imitates_the_best_answer_of_each_group():
     logp = noise(6, 3).requires_grad_()
     batch = SimpleNamespace(score=torch.tensor([1., 3, 2, 0, -1, -2]), mask=torch.ones(6, 3))
     batch.mask[1, 2] = 0
-    loss = after.imitation_loss(after.best, logp, batch, SimpleNamespace(k=3))
+    cfg = SimpleNamespace(k=3)
+    loss = after.LOSSES["best"](logp, batch, cfg)
     torch.testing.assert_close(loss, -(logp[1, :2].sum() + logp[3].sum()) / 5)
-    drawn = {after.any_one(torch.zeros(1, 3)).item() for _ in range(50)}
-    assert drawn == {0, 1, 2}
+    batch.mask, logp = torch.ones(6, 3), torch.arange(6.)[:, None].repeat(1, 3)
+    drawn = {after.LOSSES["random"](logp, batch, cfg).item() for _ in range(50)}
+    assert drawn == {-1.5, -2, -2.5, -3, -3.5}  # minus the mean of 0, 1 or 2 and of 3, 4 or 5
 
 
 def test_a_minibatch_holds_whole_groups_and_no_padding_of_others():
@@ -200,8 +202,8 @@ def test_a_check_is_the_lowest_criterion_and_the_penalty_without_an_end(pipeline
     idx, lengths = gpt.pad(rows, tokenizer.pad)
     mask = gpt.response_mask(torch.full((3,), len(asked)), lengths, idx.shape[1])
     batch = ppo.Rollout(idx, lengths, mask, torch.tensor([True, True, False]))
-    found = {check: after.scorer(after.Config(method="rloo", check=check), None, tokenizer)(
-        batch, prompts).tolist() for check in ("truthful", "truthful,helpful")}
+    found = {check: after.checked(batch, prompts, tokenizer, after.Config(
+        method="rloo", check=check)).tolist() for check in ("truthful", "truthful,helpful")}
     assert found == {"truthful": [1, 1, -2], "truthful,helpful": [1, -1, -2]}
 
 
