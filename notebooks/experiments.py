@@ -25,6 +25,7 @@ import data.run.system  # before torch, as in the stages
 
 import argparse
 import ast
+import collections
 import contextlib
 import functools
 import json
@@ -565,11 +566,13 @@ def came_after(roots):
         for method in after.LOSSES:
             if not (out / method / "results.json").exists():
                 after.train(after.Config(out=str(out), method=method, **SHORT, seed=seed))
-        judged = beside_sft(root, {method: out / method / "ckpt.pt" for method in IN_MEMORY})
+        judged = beside_sft(root, {method: out / method / "ckpt.pt" for method in IN_MEMORY},
+                            almanac.prompts("valid", 1000, "after"))
         for method, figures in judged.items():
             log = read_json(out / method / "log.jsonl", lines=True)
             cfg = read_json(out / method / "results.json")["config"]
             written = sum(r.get("length", 0) for r in log) * cfg["batch"] * cfg.get("k", 1) / 1e3
+            del figures["score"]
             figures["sampled, thousand tokens"] = 0.0 if method == "dpo" else written
             figures["models in memory"] = IN_MEMORY[method]
             label = "online-dpo, untuned" if method == "online-dpo" else method
@@ -584,35 +587,44 @@ def came_after(roots):
 
 def cost(method, root, most=20):
     """What a method's training takes, from its first steps, `most` at most -> {figure: [number]}.
-
-    A token counts once for each model that reads it, padding too, and three times if that model
-    learns from it: the backward pass is twice the work of the forward pass.
     """
-    out, tokens = place(claimed(root / "after" / "cost" / method), root,
-                        ("gpt", "sft", "reward")), 0
+    out = place(claimed(root / "after" / "cost" / method), root, ("gpt", "sft", "reward"))
     if not (out / "cost.json").exists():
         module, chosen = (ppo, {}) if method == "ppo" else (after, dict(method=method))
         cfg = module.Config(out=str(out), **chosen)
-        share = min(1, most / cfg.steps)
-        cfg.steps = min(cfg.steps, most)
-
-        def count(layer, inputs):
-            nonlocal tokens
-            if isinstance(layer, gpt.Attention):
-                tokens += inputs[0][..., 0].numel() * (3 if inputs[0].requires_grad else 1)
-
-        counting = torch.nn.modules.module.register_module_forward_pre_hook(count)
-        with mock.patch("data.judge.answers.report"):  # what is not training
+        steps, cfg.steps = cfg.steps, min(cfg.steps, most)
+        with counted_tokens() as tokens, mock.patch("data.judge.answers.report"):  # training alone
             policy, history = module.train(cfg)
-        counting.remove()
         (out / "cost.json").write_text(json.dumps({
-            "tokens through a model, million": [tokens / policy.config.n_layer / share / 1e6],
-            "seconds": [history[-1]["seconds"] / share]}))
+            "tokens through a model, million":
+                [steps / cfg.steps * tokens.total() / policy.config.n_layer / 1e6],
+            "seconds": [steps / cfg.steps * history[-1]["seconds"]]}))
     return read_json(out / "cost.json")
 
 
-def beside_sft(root, paths, n=1000):
-    """Policies, {name: path}, and the pipeline's SFT model answer the same n prompts of `valid`.
+@contextlib.contextmanager
+def counted_tokens():
+    """How many tokens all layers of all models read meanwhile, padding too -> Counter.
+
+    A token counts three times where it is learned from: backwards is twice the work of forwards.
+    """
+    tokens = collections.Counter()
+
+    def count(layer, inputs):
+        if isinstance(layer, gpt.Attention):
+            x = inputs[0]  # (B, T, C)
+            tokens["learned" if x.requires_grad else "read"] += (
+                x[..., 0].numel() * (3 if x.requires_grad else 1))
+
+    counting = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield tokens
+    finally:
+        counting.remove()
+
+
+def beside_sft(root, paths, prompts):
+    """Policies, {name: path}, and the pipeline's SFT model answer the same prompts.
 
     -> {name: figures}. Overrated: of 1000 answers, how many have a gold below 0 and a score above
     1, a standard deviation better than an average answer of the SFT model.
@@ -622,14 +634,14 @@ def beside_sft(root, paths, n=1000):
     models["sft"], tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(root / "reward" / "ckpt.pt", gpt.ScalarGPT)
     score = functools.partial(ppo.score_answers, judge, penalty=cfg.missing_eos_penalty)
-    prompts = sampling.with_room(models["sft"], tokenizer,
-                                 almanac.prompts("valid", n, "after"), cfg.max_new_tokens)
+    prompts = sampling.with_room(models["sft"], tokenizer, prompts, cfg.max_new_tokens)
     ask = functools.partial(judging.judge, models=models, score=score, prompts=prompts,
                             tokenizer=tokenizer, cfg=cfg)
     sampled = {name: ask(name, temperature=cfg.temperature)[1] for name in models}
     greedy = {name: ask(name, temperature=0.0)[1] for name in paths}
     return {name: {
         "gold": statistics.mean(sampled[name]["gold"]),
+        "score": statistics.mean(sampled[name]["score"]),
         "greedy": statistics.mean(greedy[name]["gold"]),
         "preferred to SFT": statistics.mean(judging.wins(sampled[name]["gold"],
                                                          sampled["sft"]["gold"])),
@@ -719,7 +731,12 @@ def world(n=20000):
 NS = [1, 2, 4, 8, 16, 32]
 
 
-def best(root, rm, n_prompts=300):
+def asked_of_both(root, n=300):
+    """The held-out prompts on which best of N and PPO are compared."""
+    return almanac.prompts("test", n, read_results(root)["ppo"]["config"]["seed"])
+
+
+def best(root, rm):
     """Of N answers of the SFT model to each held-out prompt, keep the reward model's favourite.
 
     -> {N: figures}. KL to the SFT model is log N - (N - 1)/N nats (Stiennon et al. 2020, appendix
@@ -728,8 +745,7 @@ def best(root, rm, n_prompts=300):
     model, tokenizer, _ = gpt.load(root / "sft" / "ckpt.pt")
     judge, _, _ = gpt.load(rm, gpt.ScalarGPT)
     cfg = ppo.Config()
-    prompts = almanac.prompts("test", n_prompts, read_results(root)["ppo"]["config"]["seed"])
-    prompts = sampling.with_room(model, tokenizer, prompts, cfg.max_new_tokens)
+    prompts = sampling.with_room(model, tokenizer, asked_of_both(root), cfg.max_new_tokens)
     torch.manual_seed(0)
     plain = judging.labels(prompts, sampling.answers(model, tokenizer, prompts,
                                                      cfg.max_new_tokens, cfg.temperature))
@@ -757,9 +773,14 @@ def best(root, rm, n_prompts=300):
 
 
 def best_of_n(roots):
+    """Rows of a table: best of N, and below it PPO's policy on the same prompts."""
     every = [best(root, root / "reward" / "ckpt.pt") for root in roots]
-    found = {f"best of {n}": {name: [figures[n][name] for figures in every]
-                              for name in every[0][n]} for n in NS}
+    names = list(every[0][1])
+    found = {f"best of {n}": {name: [figures[n][name] for figures in every] for name in names}
+             for n in NS}
+    policies = [beside_sft(root, dict(ppo=root / "ppo" / "ckpt.pt"), asked_of_both(root))["ppo"]
+                for root in roots]
+    found["PPO"] = {name: [figures[name] for figures in policies] for name in names}
     write(roots, "best_of_n", found)
     draw(roots, "best_of_n", "N answers, the best kept", NS,
          {name: [found[f"best of {n}"][name] for n in NS] for name in ("score", "gold")})

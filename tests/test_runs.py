@@ -233,11 +233,51 @@ def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypat
                         {
                             "all": None, "few": lambda root: records.read_comparisons(
                                 root / "reward" / "comparisons.jsonl")[:8]})
-    monkeypatch.setattr(experiments, "best", functools.partial(experiments.best, n_prompts=12))
+    monkeypatch.setattr(experiments, "asked_of_both",
+                        functools.partial(experiments.asked_of_both, n=12))
+    rows = experiments.best_of_n([root])
+    assert list(rows) == ["best of 1", "best of 2", "best of 4", "PPO"]
+    scores = [row["score"][0] for row in rows.values()][:3]
+    assert scores == sorted(scores)
     table = experiments.table(experiments.overoptimisation([root]))
     assert table.count("\n") == 6
     assert "| few: PPO, beta 0, mean less one deviation of three | " in table and "nan" not in table
     assert (root / "experiments" / "overoptimisation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_methods_are_compared_and_their_costs_counted(pipeline, tmp_path, monkeypatch):
+    from notebooks import after, experiments
+    root = tmp_path / "pipeline"
+    shutil.copytree(pipeline[0], root)
+    small = dict(steps=2, batch=4, minibatches=1, max_new_tokens=8)
+    monkeypatch.setattr(experiments, "IN_MEMORY", {"ppo": 4, "rloo": 3})
+    monkeypatch.setattr(experiments, "SHORT", dict(small, test_prompts=12))
+    monkeypatch.setattr(after, "LOSSES", {"rloo": after.LOSSES["rloo"]})
+    for module in (ppo, after):
+        monkeypatch.setattr(module, "Config", functools.partial(module.Config, **small))
+    monkeypatch.setattr(almanac, "prompts", functools.partial(prompts_of, almanac.prompts))
+    found = experiments.came_after([root])
+    assert set(found) == {"ppo", "rloo"} and found["ppo"]["models in memory"] == [4]
+    tokens = {name: row["tokens through a model, million"][0] for name, row in found.items()}
+    assert 0 < tokens["rloo"] and all(row["seconds"][0] > 0 for row in found.values())
+
+
+def test_tokens_are_counted_once_for_each_layer_and_three_times_if_learned(model):
+    from notebooks import experiments
+    idx = torch.randint(30, (3, 5))
+    with experiments.counted_tokens() as tokens:
+        model(idx)
+        with torch.no_grad():
+            model(idx)
+            sampling.generate(model, idx[:, :2], torch.tensor([2, 2, 1]), 2)
+    layers = model.config.n_layer
+    assert tokens["learned"] == 3 * layers * idx.numel()
+    assert tokens["read"] == layers * (idx.numel() + 3 * 2 + 3)  # of two new tokens the first
+
+
+def prompts_of(prompts, split, n, *rest):
+    return prompts(split, min(n, 40), *rest)
 
 
 @pytest.mark.slow
