@@ -90,14 +90,6 @@ FIGURES = {
     "KL, nats": lambda r: r["ppo"]["kl"],
     "loss on pretraining text": lambda r: r["ppo"]["ppo"]["text_loss"],
     "RM accuracy": lambda r: r["accuracy_gold"],
-    # of the second topic: what the text says is answered right, what it does not say not made up
-    "told: right, SFT": lambda r: r["ppo"]["sft"]["read"],
-    "told: right, PPO": lambda r: r["ppo"]["ppo"]["read"],
-    "not told: says so, SFT": lambda r: r["ppo"]["sft"]["silent"],
-    "not told: says so, PPO": lambda r: r["ppo"]["ppo"]["silent"],
-    "invented, SFT": lambda r: r["ppo"]["sft"]["closed_hallucination"],
-    "invented, PPO": lambda r: r["ppo"]["ppo"]["closed_hallucination"],
-    "gold, SFT": lambda r: r["ppo"]["sft"]["gold"],
 }
 
 
@@ -692,19 +684,47 @@ def sources(roots):
 
 # ---- a second topic ------------------------------------------------------------------------------
 
-READ = dict(topic="reading")
-JUDGED = dict(READ, test_prompts=2000, split="valid")
-READING = [
-    Trial("reading", JUDGED, again={
-        "gpt": dict(READ, init="{root}/gpt/ckpt.pt", steps=400, lr=3e-3),
-        "sft": READ, "reward": READ}),
-    Trial("without text about it", JUDGED, again={"sft": READ, "reward": READ}),
-]
+# What the text says is answered right, and what it does not say is not made up: column -> figure.
+READ = {"told: right": "read", "not told: says so": "silent", "invented": "closed_hallucination",
+        "gold": "gold"}
 
 
-def reading(roots):
-    return sweep(READING, roots, "reading", [
-        *(name for name in FIGURES if "told" in name or "invented" in name), "gold, SFT", "gold"])
+def reading(roots, rounds=3):
+    """All stages of the second topic, in rounds, from each pipeline's pretrained model -> rows."""
+    found = {}
+
+    def note(row, figures, accuracy):
+        columns = found.setdefault(row, {"RM accuracy": []})
+        columns["RM accuracy"] += accuracy
+        for column, name in READ.items():
+            columns.setdefault(column, []).append(figures[name])
+            columns.setdefault(f"{column}, greedily", []).append(figures["greedy"][name])
+
+    for root in roots:
+        out = learned_to_read(root, rounds)
+        for n in range(1, rounds + 1):
+            results = read_json(out / in_round("ppo", n) / "results.json")
+            judge = read_json(out / in_round("reward", n) / "results.json")
+            if n == 1:
+                note("SFT", results["sft"], [])
+            note(f"round {n}", results["ppo"], [judge["accuracy_gold"]])
+    write(roots, "reading", found)
+    return found
+
+
+def learned_to_read(root, rounds):
+    """Run what is not done yet of the stages of the second topic -> their folder."""
+    out, seed = claimed(root / "reading"), read_results(root)["ppo"]["config"]["seed"]
+    common = dict(out=str(out), topic="reading", seed=seed)
+    stages = [(gpt, dict(init=str(root / "gpt" / "ckpt.pt"), steps=400, lr=3e-3)), (sft, {})]
+    for n in range(1, rounds + 1):
+        stages += [(reward, dict(round=n, split="valid")),
+                   (ppo, dict(round=n, split="valid", test_prompts=2000))]
+    for module, flags in stages:
+        name = in_round(module.__name__, flags.get("round", 1))
+        if not (out / name / "results.json").exists():
+            module.train(module.Config(**common, **flags))
+    return out
 
 
 def world(n=20000):
