@@ -351,7 +351,6 @@ def rounds(roots):
             "gold": [r["ppo"]["gold"] for r in results],
             "gold of greedy answers": [r["ppo"]["greedy"]["gold"] for r in results],
             "preferred to SFT": [r["win_rate"] for r in results],
-            "hallucination rate": [r["ppo"]["hallucination"] for r in results],
             "proxy": [r["ppo"]["score"] - r["sft"]["score"] for r in results],
             "KL, nats": [r["kl"] for r in results]}
         n += 1

@@ -51,7 +51,7 @@ WORDS = [("perplexity of pretraining text, per token", "{:.1f}", "perplexity_per
          ("ROUGE-L against perfect answers", TWO, "rougeL"), ("distinct-2", THREE, "distinct2")]
 MORE_WORDS = [("ROUGE-1", TWO, "rouge1"), ("ROUGE-2", TWO, "rouge2"),
               ("distinct-1", THREE, "distinct1")]
-CONTEXT = [(f"right follow-ups, {back}: {name}", PERCENT, f"context {name}, {back}")
+CONTEXT = [(f"right follow-ups, greedily, {back}: {name}", PERCENT, f"context {name}, {back}")
            for back in DISTANCES for name in TURNS]
 JUDGE = [("accuracy", PERCENT, "accuracy"),
          *[(gap_name(*ends), PERCENT, gap_name(*ends)) for ends in GAPS],
