@@ -165,16 +165,18 @@ class Config(Judged):
 # ---- answers to learn from -----------------------------------------------------------------------
 
 
-@torch.no_grad()
-def ask(policy, reference, worth, asked, tokenizer, cfg):
-    """K answers of the policy to each of some prompts, with worth(batch, prompts), (N * K,), as
-    their score -> ppo.Rollout, the prompts K times."""
+def ask(policy, reference, reward_model, asked, tokenizer, cfg):
+    """K answers of the policy to each of some prompts -> ppo.Rollout, the prompts K times."""
     prompts = [p for p in asked for _ in range(cfg.k)]
     idx, begin = gpt.pad([p["ids"] for p in prompts], tokenizer.pad, policy.wte.weight.device)
-    batch = answered(reference, *sampling.sample_batch(policy, idx, begin, cfg), begin, cfg)
-    batch.logp_old = gpt.token_logprobs(policy, batch.idx, cfg.temperature, batch.mask)
-    batch.score = worth(batch, prompts)
+    batch = ppo.rollout(policy, reference, reward_model, no_values, idx, begin, cfg)
+    if cfg.check:
+        batch.score = checked(batch, prompts, tokenizer, cfg)
     return batch, prompts
+
+
+def no_values(idx):
+    return torch.zeros(idx.shape, device=idx.device)  # these methods have no value model
 
 
 @torch.no_grad()
@@ -185,17 +187,11 @@ def ranked(reference, records, tokenizer, cfg):
     device = reference.wte.weight.device
     idx, lengths = gpt.pad([p + a for p, a in zip(prompts, answers)], tokenizer.pad, device)
     begin = torch.tensor([len(p) for p in prompts], device=device)
-    batch = answered(reference, idx, lengths, begin, cfg)
-    batch.score = -torch.tensor([r["ranks"] for r in records], device=device).flatten().float()
-    return batch
-
-
-def answered(reference, idx, lengths, begin, cfg):
-    """Prompts that end at `begin` (B,), with their answers -> ppo.Rollout."""
     mask = gpt.response_mask(begin, lengths, idx.shape[1])
-    batch = ppo.Rollout(idx, lengths, mask, sampling.has_end(idx, lengths, reference.config.end))
-    batch.logp_ref = gpt.token_logprobs(reference, idx, cfg.temperature, mask)
-    return batch
+    return ppo.Rollout(
+        idx, lengths, mask, sampling.has_end(idx, lengths, tokenizer.end),
+        score=-torch.tensor([r["ranks"] for r in records], device=device).flatten().float(),
+        logp_ref=gpt.token_logprobs(reference, idx, cfg.temperature, mask))
 
 
 def checked(batch, prompts, tokenizer, cfg):
@@ -222,11 +218,6 @@ def train(cfg):
     policy, reference, reward_model, tokenizer = start.for_ppo(cfg, run)
     reward_score = functools.partial(ppo.score_answers, reward_model,
                                      penalty=cfg.missing_eos_penalty)
-
-    def worth(batch, prompts):
-        return (checked(batch, prompts, tokenizer, cfg) if cfg.check
-                else reward_score(batch.idx, batch.lengths, batch.mask))
-
     opt = optim.adamw(policy, cfg.lr, eps=1e-5)
     prompts, test = start.prompts(cfg, run, policy, tokenizer)
     compared = start.compared_models(cfg, run, policy, reference, tokenizer)
@@ -241,7 +232,7 @@ def train(cfg):
         if offline:
             batch = ranked(reference, asked, tokenizer, cfg)
         else:
-            batch, repeated = ask(policy, reference, worth, asked, tokenizer, cfg)
+            batch, repeated = ask(policy, reference, reward_model, asked, tokenizer, cfg)
             figures = describe(batch, repeated, tokenizer)
         # 2. One pass over the groups.
         tokens = int(batch.mask.sum())
@@ -256,7 +247,7 @@ def train(cfg):
         if offline:
             figures = moved(logp.detach(), part, cfg)
         if offline and run.due(step, 20):
-            batch, repeated = ask(policy, reference, worth, prompts[:64], tokenizer, cfg)
+            batch, repeated = ask(policy, reference, reward_model, prompts[:64], tokenizer, cfg)
             figures |= describe(batch, repeated, tokenizer)
         run.log(step, dict(figures, loss=loss.item(), grad_norm=grad_norm), tokens=tokens)
         run.save(step, tokenizer, ckpt=policy)

@@ -217,7 +217,8 @@ def test_policy_and_reference_are_compared_at_the_temperature_of_the_samples(pip
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     model, tokenizer, _ = gpt.load(out / "sft" / "ckpt.pt")
     asked = [dict(ids=tokenizer.render([dict(role="user", content="a")]))]
-    batch, _ = after.ask(model, model, lambda batch, prompts: None, asked, tokenizer, cfg)
+    reward, _, _ = gpt.load(out / "reward" / "ckpt.pt", gpt.ScalarGPT)
+    batch, _ = after.ask(model, model, reward, asked, tokenizer, cfg)
     for temperature in (.7, 1.0):
         logp = gpt.token_logprobs(model, batch.idx, temperature, batch.mask)
         same = torch.allclose(logp, batch.logp_old) and torch.allclose(logp, batch.logp_ref)
