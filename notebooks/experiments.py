@@ -689,7 +689,8 @@ READ = {"told: right": "read", "not told: says so": "silent", "invented": "close
 
 
 def reading(roots, rounds=3):
-    """All stages of the second topic, in rounds, from each pipeline's pretrained model -> rows."""
+    """All stages of the second topic, in rounds, from each pipeline's pretrained model, and DPO
+    -> rows of a table."""
     found = {}
 
     def note(row, figures, accuracy):
@@ -707,6 +708,8 @@ def reading(roots, rounds=3):
             if n == 1:
                 note("SFT", results["sft"], [])
             note(f"round {n}", results["ppo"], [judge["accuracy_gold"]])
+        results = read_json(out / "dpo" / "results.json")
+        note("DPO, from the rankings of round 1", results["ppo"], [])
     write(roots, "reading", found)
     return found
 
@@ -715,12 +718,14 @@ def learned_to_read(root, rounds):
     """Run what is not done yet of the stages of the second topic -> their folder."""
     out, seed = claimed(root / "reading"), read_results(root)["ppo"]["config"]["seed"]
     common = dict(out=str(out), topic="reading", seed=seed)
-    stages = [(gpt, dict(init=str(root / "gpt" / "ckpt.pt"), steps=400, lr=3e-3)), (sft, {})]
+    judged = dict(split="valid", test_prompts=2000)
+    stages = [("gpt", gpt, dict(init=str(root / "gpt" / "ckpt.pt"), steps=400, lr=3e-3)),
+              ("sft", sft, {})]
     for n in range(1, rounds + 1):
-        stages += [(reward, dict(round=n, split="valid")),
-                   (ppo, dict(round=n, split="valid", test_prompts=2000))]
-    for module, flags in stages:
-        name = in_round(module.__name__, flags.get("round", 1))
+        stages += [(in_round("reward", n), reward, dict(round=n, split="valid")),
+                   (in_round("ppo", n), ppo, dict(judged, round=n))]
+    stages += [("dpo", after, dict(judged, method="dpo"))]
+    for name, module, flags in stages:
         if not (out / name / "results.json").exists():
             module.train(module.Config(**common, **flags))
     return out
