@@ -203,6 +203,8 @@ def test_a_tree_gives_a_record_for_each_question(tmp_path):
      dict(prompt=[USER, SAID, ASKED], response="x")),
     (dict(prompt=[USER, SAID, ASKED], context="b a", input="c", response="x"), "demonstrations",
      dict(prompt=[USER, SAID, dict(role="user", content="b a\n\nAnd?\n\nc")], response="x")),
+    (dict(instruction="", input="Hi", output="x"), "demonstrations",
+     dict(prompt=[USER], response="x")),
     (dict(question="Sort.", context="b a", answer="x"), "demonstrations",
      dict(prompt=[dict(role="user", content="b a\n\nSort.")], response="x")),
     (dict(question="What is a plum?", context="A plum is a fruit.",

@@ -235,11 +235,11 @@ def own(r):
     """
     if isinstance(r.get("chosen"), str) and len(written_messages(r["chosen"]) or ()) > 1:
         return two_conversations(r)
-    *earlier, asked = turns(r["prompt"])
     text, more = [dict(role="system", content=r.get(name) or "") for name in ("context", "input")]
+    asked = turns(r["prompt"]) if r["prompt"] or not text["content"] + more["content"] else []
     ours = {name: value for name, value in r.items() if name in OWN.optional and name != "response"}
-    before = history(r.get("history") or [])
-    ours["prompt"] = before + conversation([*earlier, text, asked, more])
+    ours["prompt"] = history(r.get("history") or []) + conversation(
+        [*asked[:-1], text, *asked[-1:], more])
     from_table = isinstance(r["prompt"], str) and is_transcript(r["prompt"])  # with blanks at ends
     for name in ("response", "completion", "chosen"):
         if name in r:
