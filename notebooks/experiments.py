@@ -146,6 +146,12 @@ def claimed(out):
     return out
 
 
+def trained(module, name, **flags):
+    """Train a stage into the folder `name` of out, unless that is done."""
+    if not (Path(flags["out"]) / name / "results.json").exists():
+        module.train(module.Config(**flags))
+
+
 def in_root(fields, root):
     """Fields of a Config, with a pipeline's folder in the place of {root}."""
     return {name: value.format(root=root) if isinstance(value, str) else value
@@ -172,8 +178,8 @@ def run(trial, root, experiment, figures):
             patched.enter_context(mock.patch(target, new))
         for module in (gpt, sft, reward):
             name = module.__name__
-            if name in stages and not (out / name / "results.json").exists():
-                module.train(module.Config(**common, **stages[name]))
+            if name in stages:
+                trained(module, name, **common, **stages[name])
         if not (out / "ppo" / "results.json").exists():
             if trial.demonstrations and "reward" not in stages:
                 return dict(ppo=against_sft(root, out / "sft" / "ckpt.pt", trial.ppo["split"]))
@@ -480,10 +486,9 @@ def members(root, name, records, m=3, draw=ensemble.bootstrap):
     """m reward models from samples of the same records -> their checkpoints, "a,b"."""
     outs = [root / "ensembles" / name / str(i) for i in range(1, m + 1)]
     for seed, out in enumerate(outs, start=1):
-        if not (out / "reward" / "results.json").exists():
-            path = place(out, root, ["gpt", "sft"]) / "comparisons.jsonl"
-            files.write_jsonl(path, draw(records, seed))
-            reward.train(reward.Config(out=str(out), data=str(path), seed=seed))
+        path = written(place(out, root, ["gpt", "sft"]), "comparisons",
+                       lambda _: draw(records, seed), root)
+        trained(reward, "reward", out=str(out), data=path, seed=seed)
     return ",".join(str(out / "reward" / "ckpt.pt") for out in outs)
 
 
@@ -555,8 +560,7 @@ def came_after(roots):
         out = place(claimed(root / "after"), root, ("gpt", "sft", "reward", "ppo"))
         seed = read_results(root)["ppo"]["config"]["seed"]
         for method in after.LOSSES:
-            if not (out / method / "results.json").exists():
-                after.train(after.Config(out=str(out), method=method, **SHORT, seed=seed))
+            trained(after, method, out=str(out), method=method, **SHORT, seed=seed)
         judged = beside_sft(root, {method: out / method / "ckpt.pt" for method in IN_MEMORY},
                             almanac.prompts("valid", 1000, "after"))
         for method, figures in judged.items():
@@ -726,8 +730,7 @@ def learned_to_read(root, rounds):
                    (in_round("ppo", n), ppo, dict(judged, round=n))]
     stages += [("dpo", after, dict(judged, method="dpo"))]
     for name, module, flags in stages:
-        if not (out / name / "results.json").exists():
-            module.train(module.Config(**common, **flags))
+        trained(module, name, **common, **flags)
     return out
 
 
