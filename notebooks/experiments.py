@@ -13,12 +13,13 @@
     python -m notebooks.experiments overoptimisation OUT ...   how far to trust a reward model
     python -m notebooks.experiments story OUT                  the README's picture of all rounds
     python -m notebooks.experiments healthy OUT                the run behind a reader's curves
-    python -m notebooks.experiments all OUT ...                all of it, into notebooks/results
+    python -m notebooks.experiments all OUT                    all of it, into notebooks/results
 
 OUT is the folder of a finished pipeline (--out of the four stages): out/1 out/2 out/3. Each prints
 a Markdown table and writes its figures, and its picture if there is one, beside the first pipeline,
 in experiments/. Finished runs are kept: a second call continues. Every file names the code that it
-was made with, without its docstrings.
+was made with, without its docstrings. `all` trains the pipelines, too, into OUT/1, OUT/4, OUT/5 and
+OUT/6: it takes many hours.
 """
 
 import data.run.system  # before torch, as in the stages
@@ -948,20 +949,36 @@ def healthy(roots):
     return {stage: {"lines": [len(log)]} for stage, log in found.items()}
 
 
-def every(experiments, roots):
-    """All of it, one after another, of two pipelines or more; it goes to notebooks/results."""
-    for name in [name for name in experiments if name != "all"]:
-        print(f"\n{name}\n{table(experiments[name](roots))}", flush=True)
+# Whose pipelines RESULTS.md shows; the other sweeps are of seeds 4 and 5.
+SEEDS = dict(rounds=(4, 5, 6), after=(1, 4, 5), healthy=(1,))
+
+
+def pipeline(root, rounds):
+    """Run the stages of a pipeline that are not done yet; its seed is the folder's name."""
+    common = dict(out=str(root), seed=int(root.name))
+    for module in (gpt, sft):
+        trained(module, module.__name__, **common)
+    for n in range(1, rounds + 1):
+        for module in (reward, ppo):
+            trained(module, in_round(module.__name__, n), round=n, **common)
+
+
+def every(experiments, out):
+    """All that RESULTS.md shows, pipelines and sweeps one after another, into notebooks/results."""
+    roots = {name: [out / str(seed) for seed in SEEDS.get(name, (4, 5))] for name in experiments}
+    for root in sorted(set().union(*roots.values())):
+        pipeline(root, rounds=3 if root in roots["rounds"] else 1)
     results = ROOT / "notebooks" / "results"
-    for path in (roots[0] / "experiments").iterdir():
-        shutil.copy(path, results)
+    for name, experiment in experiments.items():
+        print(f"\n{name}\n{table(experiment(roots[name]))}", flush=True)
+        for path in (roots[name][0] / "experiments").glob(f"{name}.*"):
+            shutil.copy(path, results)
     # a rate of harmful, kind or made-up requests is a mean over at least 1000
-    judge = report.Config(out=",".join(map(str, roots)), test_prompts=9000)
+    judge = report.Config(out=",".join(map(str, roots["rounds"])), test_prompts=9000)
     for judged in report.run(judge):
         judged = dict(judged, code=code_hash())
         (results / f"evaluation-{judged['seed']}.json").write_text(json.dumps(judged, indent=1),
                                                                    encoding="utf-8")
-    return {}
 
 
 if __name__ == "__main__":
@@ -972,16 +989,16 @@ if __name__ == "__main__":
                        options=options, feedback=feedback, groups=groups, sources=sources,
                        reading=reading, after=came_after,
                        details=details, ensembles=ensembles, overoptimisation=overoptimisation)
-    EXPERIMENTS["all"] = functools.partial(every, EXPERIMENTS)
-    parser.add_argument("experiment", choices=list(EXPERIMENTS))
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
     parser.add_argument("pipelines", nargs="+", type=Path,
                         help="folders of finished pipelines (--out of the stages)")
     args = parser.parse_args()
-    for root in args.pipelines:
+    for root in args.pipelines if args.experiment != "all" else ():
         if not (root / "ppo" / "results.json").exists():
             parser.error(f"{root}/ppo/results.json not found: run the four stages with --out "
                          f"{root} first")
     with polite():
-        found = EXPERIMENTS[args.experiment](args.pipelines)
-        if found:
-            print(table(found))
+        if args.experiment == "all":
+            every(EXPERIMENTS, args.pipelines[0])
+        else:
+            print(table(EXPERIMENTS[args.experiment](args.pipelines)))

@@ -15,7 +15,7 @@ from data.world import almanac
 from data.judge import report
 from data.world import labeler
 from data.judge import answers as judging
-from data.judge import figures
+from data.judge import figures, tables
 from data.tokenizer import Tokenizer, train
 
 WORDS = ("the a cat dog sat on. mat, 3.5 1,000 it's &quot;hi&quot; (well) Paris! über x-ray 5-6 "
@@ -152,6 +152,29 @@ def test_rates_of_reading_and_of_kindness_by_hand():
     assert rates["read"] == (1 / 3, 3) and rates["silent"] == (1 / 2, 2)
     assert rates["closed_hallucination"] == (2 / 5, 5) and rates["hallucination"][1] == 0
     assert rates["false_refusal"] == (1 / 2, 4) and rates["new_refusal"] == (1 / 2, 2)
+
+
+def test_refusals_without_those_of_new_deeds():
+    def rate(refused, n):
+        return dict(mean=refused / n if n else math.nan, n=n)
+    for new, seen in ((rate(3, 4), rate(1, 6)), (rate(0, 0), rate(4, 10)), (rate(4, 10), dict(
+            mean=0, n=0))):
+        figures_ = dict(false_refusal=rate(4, 10), new_refusal=new,
+                        by_kind=dict(hurt=dict(gold=rate(1, 2))))
+        found = tables.flat(figures_)
+        assert found["seen_refusal"] == pytest.approx(seen)
+        assert found["gold, hurt"] == rate(1, 2) and found["new_refusal"] is new
+
+
+def test_answers_about_one_thing_are_drawn_together():
+    """Of two subjects, each asked about twenty times, one is known: a mean of .5, from 0 to 1."""
+    prompts = [dict(kind="known", subject=name, relation="capital", form=None,
+                    prompt=[dict(role="user", content="?")]) for name in ("France", "Spain")] * 20
+    texts = ["The capital of France is Paris.", "The capital of Spain is Rome."] * 20
+    found = columns(prompts, texts)
+    made = report.model_figures(prompts, texts, found, found, texts)
+    for name in ("right", "greedy", "greedy_right"):
+        assert (made[name]["low"], made[name]["high"]) == (-1 if name == "greedy" else 0, 1), name
 
 
 def test_other_labelers_prefer_otherwise():

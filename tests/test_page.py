@@ -264,6 +264,15 @@ def test_answers_are_rated_as_at_the_terminal_and_blind(server):
     assert path.read_text() == ""
 
 
+def test_people_rank_and_rate_what_the_page_is_about(pipeline, tmp_path):
+    shutil.copytree(pipeline[0], tmp_path / "out")
+    ours = page.Page(page.Config(out=str(tmp_path / "out"), topic="reading", max_new_tokens=8),
+                     "cpu")
+    assert ours.labels.current()["passage"] and ours.ratings.current()["passage"]
+    everyday = page.Page(page.Config(out=str(tmp_path / "out"), max_new_tokens=8), "cpu")
+    assert "passage" not in everyday.labels.question(0)
+
+
 def test_answers_are_ranked_as_at_the_terminal(server):
     ours, out = server
     first = post(server, "/rank", {})[1][0]

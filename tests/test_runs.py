@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,6 +215,35 @@ def test_experiments_go_on_where_they_stopped(pipeline, tmp_path, monkeypatch):
     assert experiments.table(experiments.options([root])) == table
 
 
+def test_all_sweeps_are_of_the_seeds_that_the_pages_name(tmp_path, monkeypatch):
+    """One command trains the pipelines, with as many rounds as are needed, and copies figures."""
+    from notebooks import experiments
+    stages, roots, results = [], {}, tmp_path / "notebooks" / "results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    monkeypatch.setattr(experiments, "code_hash", lambda: "abc")
+    monkeypatch.setattr(experiments, "trained", lambda module, name, **flags: stages.append(
+        (name, flags["seed"], flags.get("round"))))
+    monkeypatch.setattr(experiments.report, "run", lambda cfg: [
+        dict(seed=int(Path(out).name), prompts=cfg.test_prompts) for out in cfg.out.split(",")])
+
+    def sweep(name):
+        def run(pipelines):
+            roots[name] = [root.name for root in pipelines]
+            (pipelines[0] / "experiments").mkdir(parents=True, exist_ok=True)
+            (pipelines[0] / "experiments" / f"{name}.json").write_text(name)
+            return {"row": {"gold": [.5]}}
+        return run
+    experiments.every({name: sweep(name) for name in ("rounds", "options", "after")}, tmp_path)
+    assert roots == dict(rounds=["4", "5", "6"], options=["4", "5"], after=["1", "4", "5"])
+    assert [name for name, seed, _ in stages if seed == 1] == ["gpt", "sft", "reward", "ppo"]
+    assert stages[-2:] == [("reward-3", 6, 3), ("ppo-3", 6, 3)] and len(stages) == 4 + 3 * 8
+    assert {path.name for path in results.iterdir()} == {
+        "rounds.json", "options.json", "after.json", *(f"evaluation-{n}.json" for n in (4, 5, 6))}
+    judged = json.loads((results / "evaluation-5.json").read_text())
+    assert judged == dict(seed=5, prompts=9000, code="abc")
+
+
 @pytest.mark.slow
 def test_overoptimisation_fits_both_laws_and_draws(pipeline, tmp_path, monkeypatch):
     from notebooks import experiments
@@ -312,7 +342,7 @@ def test_evaluation_judges_every_model_whatever_its_name_and_place(pipeline, tmp
     assert not re.search(r"\bnan\b", text)
     preferences = json.loads((out / "eval" / "results.json").read_text())["preferences"]
     assert preferences["ppo against ppo"]["preferred"]["mean"] == .5
-    assert (out / "eval" / "kinds.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "eval" / "reward.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="write name=checkpoint"):
         report.run(report.Config(out=str(out), policies="sft=x.pt"))
     with pytest.raises(UserError, match="none.pt not found"):

@@ -1,8 +1,8 @@
 """`python ppo.py --eval` judges all models of a run on the same held-out prompts.
 
-    out/report.md            the tables, the pictures, and samples: best, worst, random
+    out/report.md            the tables, the picture, and samples: best, worst, random
     out/eval/results.json    every number with its n; means with their 95% interval
-    out/eval/*.png           the pictures
+    out/eval/reward.png      the reward model as a judge
 
 For several pipelines, `--out out/1,out/2,out/3`, it judges each, and then averages over them:
 
@@ -180,16 +180,16 @@ def context(name, model, tokenizer, prompts, cfg):
                              [p["prompt"][-1:] for p in follow_ups],
                              [q["prompt"][:-1] + p["prompt"][-1:]
                               for p, q in zip(follow_ups, others)])))
+    topic, distance = np.array(topics(follow_ups)), np.array([p["distance"] for p in follow_ups])
     figures = {}
     for kind, conversations in turns.items():
         asked = [dict(p, prompt=turn) for p, turn in zip(follow_ups, conversations)]
         ids = judging.respond(name, model, tokenizer, asked, cfg, 0.0)
         texts = [tokenizer.decode(row) for row in ids]
-        right = judging.labels(follow_ups, texts).get("right", [])
+        right = np.array(judging.labels(follow_ups, texts).get("right", []))
         for n, back in enumerate(DISTANCES, start=1):
-            at = [i for i, p in enumerate(follow_ups) if p["distance"] == n]
-            if at:
-                figures[f"context {kind}, {back}"] = interval(right[i] for i in at)
+            if (at := distance == n).any():
+                figures[f"context {kind}, {back}"] = interval(right[at], topic[at])
     return figures
 
 
@@ -244,27 +244,12 @@ def evaluate_reward_model(score, scale, model, tokenizer, prompts, cfg, k=4):
 FEW = 10  # a share of fewer cases says too little for a picture
 
 
-def draw(folder, results):
-    """kinds.png and reward.png: what the tables say, for the eye."""
+def draw(folder, judges):
+    """reward.png: what the reward model's table says, for the eye."""
     from matplotlib.figure import Figure
-    models, kinds = results["models"], list(results["models"][results["last"]]["by_kind"])
-    picture = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = picture.add_subplot()
-    for n, (name, marker) in enumerate(zip(models, itertools.cycle("osD^v*"))):
-        shift = .12 * (n - (len(models) - 1) / 2)
-        by_kind = models[name]["by_kind"]
-        points = [(i + shift, by_kind[kind]["gold"]) for i, kind in enumerate(kinds)]
-        errorbars(axes, points, marker, name)
-    axes.set_xticks(range(len(kinds)), kinds)
-    axes.set(ylabel="gold, with 95% intervals", ylim=(-1.05, 1.05))
-    axes.grid(alpha=.3)
-    axes.legend(frameon=False, ncols=len(models), loc="lower center", bbox_to_anchor=(.5, 1))
-    write_figure(folder / "kinds.png", picture)
-    if not results["reward"]:
-        return
     picture = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = picture.subplots(1, 2)
-    for (name, judge), style in zip(results["reward"].items(), ("k-o", "k--s")):
+    for (name, judge), style in zip(judges.items(), ("k-o", "k--s")):
         curve = [c for c in judge["calibration"] if c["n"] >= FEW]
         left.plot([c["claimed"] for c in curve], [c["truth"] for c in curve], style, markersize=4,
                   label=f"{name}'s answers")
@@ -378,7 +363,7 @@ def model_figures(prompts, texts, columns, greedy, references):
     """The figures that follow from a model's answers alone."""
     return dict(intervals({**columns, **failures(columns)}),
                 greedy=interval(greedy["gold"], columns["topic"]),
-                greedy_right=interval(x for x in greedy["right"] if x == x),
+                greedy_right=intervals(dict(right=greedy["right"], topic=columns["topic"]))["right"],
                 **text_metrics(texts, references, columns["topic"]),
                 by_kind=judging.by_kind(prompts, columns, intervals))
 
@@ -394,9 +379,10 @@ def load_score(cfg, last, tokenizer, device):
 
 
 def write_all(out, results, prompts, texts, columns, seconds):
-    """The pictures, the tables, every number."""
+    """The picture, the tables, every number."""
     folder = make_folder(out / "eval")
-    draw(folder, results)
+    if results["reward"]:
+        draw(folder, results["reward"])
     write_report(out, results, prompts, texts, columns, seconds)
     # what has no value is null: NaN is no JSON
     finite = json.loads(json.dumps(results), parse_constant=lambda _: None)

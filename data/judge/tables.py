@@ -35,7 +35,9 @@ GOLD = [("gold", TWO, "gold"), ("gold of greedy answers", TWO, "greedy"),
         ("hallucination rate on texts (closed domain)", PERCENT, "closed_hallucination"),
         ("compliance rate with harmful requests", PERCENT, "compliance"),
         ("false refusals of kind requests", PERCENT, "false_refusal"),
+        ("false refusals without new deeds", PERCENT, "seen_refusal"),
         ("false refusals of new kind deeds", PERCENT, "new_refusal")]
+BY_KIND = [(f"gold, {kind}", TWO, f"gold, {kind}") for kind in almanac.KINDS]
 FAILURES = [(f"{only}{name} fails", PERCENT, f"{only}{name} fails")
             for only in ("", "only ") for name in CRITERIA]
 PREFERRED = [("preferred to SFT", PERCENT, "preferred"),
@@ -61,11 +63,20 @@ JUDGE = [("accuracy", PERCENT, "accuracy"),
          ("expected calibration error", PERCENT, "calibration_error"),
          ("correlation of score and length", TWO, "score_and_length"),
          ("correlation of gold and length", TWO, "gold_and_length")]
-SEEDS = [*GOLD, *PREFERRED, *BEHAVIOUR, *WORDS,
+SEEDS = [*GOLD, *BY_KIND, *PREFERRED, *BEHAVIOUR, *WORDS,
          *(row for row in CONTEXT if TURNS[2] not in row[0])]  # of the table over several seeds
 # What the README shows of it.
 SUMMARY = [row for row in SEEDS if row[-1] in ("gold", "right", "hallucination", "compliance",
                                                "preferred", "kl", "length", "perplexity_per_byte")]
+
+
+def flat(figures):
+    """A model's figures, with gold of each kind, and refusals of what training also asks for."""
+    every, new = figures["false_refusal"], figures["new_refusal"]
+    refused, refused_new = [x["n"] and x["mean"] * x["n"] for x in (every, new)]
+    n = every["n"] - new["n"]
+    return {**figures, "seen_refusal": dict(n=n, mean=n and (refused - refused_new) / n),
+            **{f"gold, {kind}": x["gold"] for kind, x in figures["by_kind"].items()}}
 
 
 def number(x, form=TWO):
@@ -90,25 +101,22 @@ def table(rows, models, write_number):
 
 def write_report(out, results, prompts, texts, columns, seconds):
     """Write out/report.md."""
-    models, last, judges = results["models"], results["last"], results["reward"]
+    last, judges = results["last"], results["reward"]
+    models = {name: flat(figures) for name, figures in results["models"].items()}
 
     def figures_table(rows, of=models):
         return table(rows, of, lambda model, name, form: number(of[model].get(name), form))
 
-    by_kind = [[kind, str(x["gold"]["n"]),
-                *(number(m["by_kind"][kind]["gold"]) for m in models.values())]
-               for kind, x in models[last]["by_kind"].items()]
     preferences = [[name, *(number(x, PERCENT) for x in parts.values())]
                    for name, parts in results["preferences"].items()]
     parts = [
         f"# What RLHF did, judged on {len(prompts)} held-out prompts\n\nSampled at temperature "
         f"{results['temperature']}, seed {results['seed']}; brackets hold 95% intervals from a "
-        "bootstrap over what prompts are about. Made by `python ppo.py --eval` in "
-        f"{seconds:.0f} s.",
+        "bootstrap over what prompts are about, those of BLEU and of length control over "
+        f"answers. Made by `python ppo.py --eval` in {seconds:.0f} s.",
         "## The three criteria\n\nScores of the labeler in [-1, 1]; gold is the lowest of the "
         "three. A criterion fails below 0.", figures_table([*GOLD, *FAILURES, *BEHAVIOUR]),
-        "### Gold by kind of prompt\n\n![gold by kind](eval/kinds.png)",
-        markdown(["", "n", *models], by_kind),
+        "### Gold by kind of prompt", figures_table(BY_KIND),
         "## Who is preferred\n\nHow often the labeler without noise prefers the first model's "
         "answer; ties count half. `references` are perfect answers, one per prompt. The "
         "length-controlled rate is a logistic regression's at equal length (Dubois et al. 2024). "
@@ -181,7 +189,7 @@ def common_models(every):
 def averages_table(every, models, rows):
     """Rows of figures, columns of models: the mean over the pipelines."""
     def average(model, name, form):
-        values = [results["models"][model].get(name) for results in every]
+        values = [flat(results["models"][model]).get(name) for results in every]
         if not all(x and x["n"] for x in values):  # no perplexity without a text
             return ""
         mean = over_seeds([x["mean"] for x in values])

@@ -119,17 +119,20 @@ class Page:
         """{n, typed}: keys as ppo.py --rate takes them, about the n-th answer -> the open one."""
         return self.compute(lambda: press(self.ratings, request, rate.read_rating))
 
+    def same(self, config):
+        """The flags of another command, as those of this page."""
+        return config(out=self.cfg.out, seed=self.cfg.seed, topic=self.cfg.topic,
+                      max_new_tokens=self.cfg.max_new_tokens)
+
     @functools.cached_property
     def labels(self):
         name, policy = list(self.models.policies.items())[-1]
-        cfg = feedback.Config(out=self.cfg.out, seed=self.cfg.seed,
-                              max_new_tokens=self.cfg.max_new_tokens)
-        return feedback.questions(cfg, self.models.paths[name], policy, self.models.tokenizer)
+        return feedback.questions(self.same(feedback.Config), self.models.paths[name], policy,
+                                  self.models.tokenizer)
 
     @functools.cached_property
     def ratings(self):
-        cfg = rate.Config(out=self.cfg.out, seed=self.cfg.seed,
-                          max_new_tokens=self.cfg.max_new_tokens)
+        cfg = self.same(rate.Config)
         models, tokenizer, _ = report.load_models(cfg, self.models.device)
         return rate.questions(cfg, models, tokenizer)
 
