@@ -5,13 +5,15 @@
 The four stages run, and further rounds as needed, until the policy's gold on the `valid` prompts is
 .9, sampled at .7; `test` is judged once, at the end. The row that it prints has the seconds that
 the commands took, and what they would be on a machine that takes 60 ms for a fixed reference step,
-measured before and after. Rows of different worlds are not compared.
+measured before and after. Rows of different worlds are not compared. A speedrun that was stopped
+goes on when it is called again, one whose flags have changed from the first stage that they change.
 """
 
 import data.run.system  # before torch, as in the stages
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 from data.judge.figures import markdown
 from data.judge.report import processor
 from data.run.cli import polite
-from data.run.disk import read_json
+from data.run.disk import make_folder, read_json, write
 from data.run.lineage import code
 from data.run.run import in_round
 from data.run.system import UserError
@@ -80,37 +82,49 @@ def reference_step(steps=25):
 # ---- the run -------------------------------------------------------------------------------------
 
 
-def stage(name, out, seed, *flags):
+def timed(command):
     """Run a stage's command -> its seconds, start and end of the program included."""
     began = time.time()
-    command = [sys.executable, f"{name}.py", "--out", str(out), "--seed", str(seed), *flags]
-    if subprocess.run(command, cwd=ROOT).returncode:
-        raise UserError(f"{' '.join(command[1:])} did not finish")
+    if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+        raise UserError(f"{' '.join(command)} did not finish")
     return time.time() - began
 
 
 def speedrun(out, seed, flags):
-    """flags: {stage: list of str} -> a row of the table, as a dict."""
-    if out.exists():
+    """flags: {stage: list of str} -> a row of the table, as a dict.
+
+    out/speedrun.json keeps what is done: its stages are not run again with the same flags.
+    """
+    path = out / "speedrun.json"
+    if out.exists() and not path.exists():
         raise UserError(f"{out} exists: a speedrun begins with nothing; choose another --out")
-    paces, seconds = [reference_step()], {}
+    before = read_json(path) if path.exists() else dict(paces=[], stages=[])
+    paces, stages, done = [*before["paces"], reference_step()], before["stages"], 0
+    common = ["--out", str(out), "--seed", str(seed)]
     for number in range(1, ROUNDS + 1):
         for name in STAGES if number == 1 else STAGES[2:]:
             further = ["--round", str(number)] * (number > 1)
             further += ["--split", "valid"] * (name in STAGES[2:])
-            seconds[in_round(name, number)] = stage(name, out, seed, *flags.get(name, ()), *further)
+            command = [f"{name}.py", *common, *flags.get(name, ()), *further]
+            if not stages[done:] or stages[done]["command"] != command:
+                for other in stages[done:]:
+                    shutil.rmtree(out / other["folder"], ignore_errors=True)
+                folder, seconds = in_round(name, number), timed(command)
+                stages[done:] = [dict(folder=folder, command=command, seconds=seconds)]
+                write(make_folder(out) / path.name, json.dumps(dict(paces=paces, stages=stages)))
+            done += 1
         if read_json(out / in_round("ppo", number) / "results.json")["ppo"]["gold"] >= GOAL:
             break
     else:
         raise UserError(f"gold {GOAL} was not reached in {ROUNDS} rounds")
     paces.append(reference_step())
-    stage("ppo", out, seed, "--eval")
+    timed(["ppo.py", *common, "--eval"])
     judged = read_json(out / "eval" / "results.json")
     figures = judged["models"][judged["last"]]
-    pace, four = sum(paces) / 2, sum(seconds[name] for name in STAGES)
-    return dict(seed=seed, rounds=number, seconds=sum(seconds.values()), four_stages=four,
-                pace=pace, at_60=sum(seconds.values()) * YARDSTICK / pace,
-                four_at_60=four * YARDSTICK / pace,
+    pace, seconds = sum(paces) / len(paces), [stage["seconds"] for stage in stages[:done]]
+    four = sum(seconds[:len(STAGES)])
+    return dict(seed=seed, rounds=number, seconds=sum(seconds), four_stages=four, pace=pace,
+                at_60=sum(seconds) * YARDSTICK / pace, four_at_60=four * YARDSTICK / pace,
                 **{name: figures[name]["mean"] for name in ("gold", "preferred", "kl")},
                 world=VERSION, commit=code()["commit"], machine=processor(),
                 flags=" ".join(f"{name}:{x}" for name, each in flags.items() for x in each))

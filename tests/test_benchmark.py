@@ -46,7 +46,7 @@ def test_the_reference_step_changes_no_random_number():
 
 def test_a_speedrun_ends_when_gold_is_reached(tmp_path, monkeypatch):
     """Rounds as needed, measured on `valid`; `test` is judged once, and is not in the seconds."""
-    commands, golds = [], iter([.75, .91])
+    commands, golds = [], iter([.75, .91, .92])
 
     def run(command, cwd):
         commands.append(command[1:])
@@ -71,8 +71,16 @@ def test_a_speedrun_ends_when_gold_is_reached(tmp_path, monkeypatch):
     assert row["rounds"] == 2 and row["at_60"] == 2 * row["seconds"]
     assert "--steps" in speedrun.table([row])
     assert f"| {speedrun.VERSION} | 4 | 2 |" in speedrun.table([row])
+    # called again, only `test` is judged again; other flags count from the stage that they change
+    del commands[:]
+    assert speedrun.speedrun(tmp_path / "new", 4, {"gpt": ["--steps", "9"]}) == row
+    assert [c[-1] for c in commands] == ["--eval"]
+    again = speedrun.speedrun(tmp_path / "new", 4, {"gpt": ["--steps", "9"], "ppo": ["--lr", "1"]})
+    assert [c[0] for c in commands[1:]] == ["ppo.py", "ppo.py"] and again["rounds"] == 1
+    assert not (tmp_path / "new" / "ppo-2").exists()
+    (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="begins with nothing"):
-        speedrun.speedrun(tmp_path / "new", 4, {})
+        speedrun.speedrun(tmp_path / "other", 4, {})
     golds = itertools.repeat(.5)
     with pytest.raises(UserError, match="not reached in 5 rounds"):
         speedrun.speedrun(tmp_path / "slow", 4, {})
