@@ -363,7 +363,7 @@ def model_figures(prompts, texts, columns, greedy, references):
     """The figures that follow from a model's answers alone."""
     return dict(intervals({**columns, **failures(columns)}),
                 greedy=interval(greedy["gold"], columns["topic"]),
-                greedy_right=intervals(dict(right=greedy["right"], topic=columns["topic"]))["right"],
+                greedy_right=intervals(dict(x=greedy["right"], topic=columns["topic"]))["x"],
                 **text_metrics(texts, references, columns["topic"]),
                 by_kind=judging.by_kind(prompts, columns, intervals))
 
