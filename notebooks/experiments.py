@@ -253,7 +253,7 @@ def write(roots, experiment, found):
 
 def table(found):
     """Markdown: the mean over the pipelines, and the smallest and largest."""
-    found = {name: columns for name, columns in found.items() if name != "code"}
+    found = {name: columns for name, columns in found.items() if isinstance(columns, dict)}
     names = list(next(iter(found.values())))
     digits = {name: decimals([x for columns in found.values() for x in columns[name]])
               for name in names}
