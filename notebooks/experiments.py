@@ -47,6 +47,7 @@ import reward
 import sft
 from data import optim, sampling
 from data.files import records as files
+from data.files import rows
 from data.judge import answers as judging
 from data.judge import report
 from data.judge.figures import markdown
@@ -116,7 +117,8 @@ def answers_of(model, tokenizer, prompts, k=4):
 def accuracy(root, paths, caution=0.0):
     """Of reward models "a.pt,b.pt" together: share of held-out pairs that they order as gold does.
     """
-    tokenizer, records = held_out_rankings(root)
+    _, records = held_out_rankings(root)
+    _, tokenizer, _ = gpt.load(rows.several(paths)[0], gpt.ScalarGPT)  # a trial may have its own
     members, _ = ensemble.load(paths, tokenizer)
     known = [(r, e) for r in records
              if (e := reward.encode(tokenizer, r, members[0].config.block_size))]
