@@ -12,15 +12,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a program,
 import ppo
 from data.judge import tables as pages
 from data.run import curves
-from notebooks import benchmark, memory
-from notebooks import experiments
+from notebooks import benchmark, experiments, memory
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.zh.md", ROOT / "notebooks" / "RESULTS.md",
          ROOT / "notebooks" / "FAQ.md"]
 RESULTS = ROOT / "notebooks" / "results"
 SWEEPS = ["options", "details", "rounds", "groups", "after", "feedback", "ensembles", "best_of_n",
-          "overoptimisation", "reading"]
+          "overoptimisation", "reading", "sources"]
 
 
 def tables():
