@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # to be run as a program,
 import ppo
 from data.judge import tables as pages
 from data.run import curves
-from notebooks import benchmark, experiments, memory
+from notebooks import benchmark, experiments, memory, speedrun
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "notebooks" / "README.zh.md", ROOT / "notebooks" / "RESULTS.md",
@@ -28,7 +28,8 @@ def tables():
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("evaluation-*.json"))]
     made = {"results": pages.seeds_table(every), "summary": pages.summary_table(every),
             "memory": memory.table(), "world": experiments.world(),
-            "benchmark": benchmark.table(json.loads(benchmark.RESULTS.read_text()))}
+            "benchmark": benchmark.table(json.loads(benchmark.RESULTS.read_text())),
+            "speedrun": speedrun.table(json.loads(speedrun.RESULTS.read_text()))}
     for name in SWEEPS:
         found = json.loads((RESULTS / f"{name}.json").read_text())
         made[name] = experiments.table(found.get("table", found))
