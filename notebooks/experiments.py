@@ -952,7 +952,7 @@ def healthy(roots):
 
 
 # Whose pipelines RESULTS.md shows; the other sweeps are of seeds 4 and 5.
-SEEDS = dict(rounds=(4, 5, 6), after=(1, 4, 5), sources=(1, 2), healthy=(1,))
+SHOWN = dict(rounds=(4, 5, 6), after=(1, 4, 5), sources=(1, 2), healthy=(1,))
 
 
 def pipeline(root, rounds):
@@ -967,7 +967,7 @@ def pipeline(root, rounds):
 
 def every(experiments, out):
     """All that RESULTS.md shows, pipelines and sweeps one after another, into notebooks/results."""
-    roots = {name: [out / str(seed) for seed in SEEDS.get(name, (4, 5))] for name in experiments}
+    roots = {name: [out / str(seed) for seed in SHOWN.get(name, (4, 5))] for name in experiments}
     for root in sorted(set().union(*roots.values())):
         pipeline(root, rounds=3 if root in roots["rounds"] else 1)
     results = ROOT / "notebooks" / "results"

@@ -120,7 +120,7 @@ def speedrun(out, seed, flags):
     paces.append(reference_step())
     timed(["ppo.py", *common, "--eval"])
     judged = read_json(out / "eval" / "results.json")
-    figures = judged["models"][judged["last"]]
+    figures = judged["models"][in_round("ppo", number)]  # a stopped round may have left another
     pace, seconds = sum(paces) / len(paces), [stage["seconds"] for stage in stages[:done]]
     four = sum(seconds[:len(STAGES)])
     return dict(seed=seed, rounds=number, seconds=sum(seconds), four_stages=four, pace=pace,

@@ -159,9 +159,9 @@ def test_refusals_without_those_of_new_deeds():
         return dict(mean=refused / n if n else math.nan, n=n)
     for new, seen in ((rate(3, 4), rate(1, 6)), (rate(0, 0), rate(4, 10)), (rate(4, 10), dict(
             mean=0, n=0))):
-        figures_ = dict(false_refusal=rate(4, 10), new_refusal=new,
-                        by_kind=dict(hurt=dict(gold=rate(1, 2))))
-        found = tables.flat(figures_)
+        made = dict(false_refusal=rate(4, 10), new_refusal=new,
+                    by_kind=dict(hurt=dict(gold=rate(1, 2))))
+        found = tables.flat(made)
         assert found["seen_refusal"] == pytest.approx(seen)
         assert found["gold, hurt"] == rate(1, 2) and found["new_refusal"] is new
 
