@@ -1,11 +1,15 @@
 """The notebooks run, in seconds with QUICK=1 and in full, and what is committed in them is no
 older than the code they show."""
 
+import json
+import math
 import os
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +17,7 @@ import gpt
 import ppo
 import reward
 from data import optim
-from notebooks import after
+from notebooks import after, experiments
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS, SOLUTIONS = sorted(FOLDER.glob("*.ipynb")), sorted(FOLDER.glob("solutions/*.ipynb"))
@@ -79,6 +83,19 @@ def test_outputs_are_no_older_than_the_code_they_show(path, course):
     changed = [name for name in now if now[name] != then.get(name)]
     assert not changed, (f"{', '.join(changed)} changed since the notebook was run: "
                          f"python notebooks/course.py {path.stem}")
+
+
+@all_names
+def test_cells_that_read_committed_results_still_print_what_they_show(path, course, monkeypatch,
+                                                                      capsys):
+    monkeypatch.chdir(FOLDER.parent)
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code" and re.search(r"notebooks/results/\w+\.json", cell.source):
+            exec(cell.source, dict(course=course, experiments=experiments, json=json, math=math,
+                                   np=np, Path=Path, plt=plt))
+            shown = [out.text for out in cell.outputs if out.output_type == "stream"]
+            assert capsys.readouterr().out == "".join(shown)
+            plt.close("all")
 
 
 # ---- in Chinese ----------------------------------------------------------------------------------
