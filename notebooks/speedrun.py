@@ -127,7 +127,7 @@ def speedrun(out, seed, flags):
                 at_60=sum(seconds) * YARDSTICK / pace, four_at_60=four * YARDSTICK / pace,
                 **{name: figures[name]["mean"] for name in ("gold", "preferred", "kl")},
                 world=VERSION, commit=code()["commit"], machine=processor(),
-                flags=" ".join(f"{name}:{x}" for name, each in flags.items() for x in each))
+                flags=" ".join(f"{name}:{' '.join(each)}" for name, each in flags.items()))
 
 
 def table(rows):

@@ -4,6 +4,7 @@ it is exact."""
 import data.run.system  # noqa: F401  before torch: its threads spin only briefly
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a thread for each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import gpt
