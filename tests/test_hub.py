@@ -341,7 +341,7 @@ def test_gpt2_small_on_real_data_takes_three_steps_of_every_stage(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(every[:100]))  # all 1100 take ten minutes
     common = dict(out=str(tmp_path / "out"), data=str(tmp_path / "data.json"), steps=3, log_every=1)
     sft.train(sft.Config(init=str(tmp_path / "gpt2"), batch=4, micro_batch=2, **common))
-    reward.train(reward.Config(batch=2, lr=1e-5, base_weight=0, **common))
+    reward.train(reward.Config(batch=2, lr=1e-5, base_weight=0, max_new_tokens=16, **common))
     _, history = ppo.train(ppo.Config(batch=4, minibatches=2, lr=1e-5, max_new_tokens=16,
                                       test_prompts=4, **common))
     assert [r["first_ratio"] for r in history] == [1, 1, 1] and history[0]["kl"] == 0

@@ -149,8 +149,7 @@ def test_two_processes_killed_and_resumed_give_the_same(whole, nursery, tmp_path
     assert_same(whole, tmp_path)
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-            "--master_port=29518"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
 def said_by_us(output, stage):
