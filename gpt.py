@@ -2,7 +2,7 @@
 
     loss = - mean over t of log p(x_t | x_1 ... x_{t-1})          (Radford et al. 2018, section 3.1)
 
-    python gpt.py           pretrain on the almanac's text: 1700 steps, 3 to 5 minutes on 2 CPU
+    python gpt.py           pretrain on the almanac's text: 1700 steps, 4 to 6 minutes on 2 CPU
                             cores; the held-out loss ends near 0.76 nats per token
     python gpt.py --chat    talk to the newest checkpoint
     python gpt.py --page    see inside all of them in the browser

@@ -18,7 +18,7 @@ Four models: policy and reference start as the SFT model, in later rounds the po
 the value model starts as the reward model; reference and reward model never change. An answer is
 one short episode: gamma is 1.
 
-    python ppo.py           needs out/sft/ckpt.pt and out/reward/ckpt.pt; a minute on 2 CPU cores
+    python ppo.py           needs out/sft/ckpt.pt and out/reward/ckpt.pt; 2 minutes on 2 CPU cores
     python ppo.py --eval    judges all models in --out in many ways, and writes out/report.md
 
 One pass of four minibatches over 256 answers resembles InstructGPT's one pass of eight. Four

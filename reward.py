@@ -9,7 +9,7 @@ answers likelier to win (Bradley and Terry 1952). All K answers to a prompt are 
 them once serves K(K-1)/2 comparisons. Ties are dropped. Training sees rankings only, never the
 labeler's gold; what is true, the pretraining text has said before.
 
-    python reward.py            needs out/gpt/ckpt.pt and out/sft/ckpt.pt; about 2 minutes on 2 CPU
+    python reward.py            needs out/gpt/ckpt.pt and out/sft/ckpt.pt; about 3 minutes on 2 CPU
                                 cores; orders about nine of ten held-out pairs as gold does
     python reward.py --label    rank answers yourself; the labels are for --data
 

@@ -6,7 +6,7 @@
 The prompt is read but not learned. The response is learned up to and including <|end|>, so that
 the model knows when to stop.
 
-    python sft.py       needs out/gpt/ckpt.pt; 900 steps, about a minute on 2 CPU cores
+    python sft.py       needs out/gpt/ckpt.pt; 900 steps, 2 minutes on 2 CPU cores
 
 The demonstrations are of uneven quality, as people's are, and SFT imitates all of them: expect
 about three quarters of the facts to be right, and few perfect answers, as most ramble. Left out:
